@@ -1,0 +1,1 @@
+"""qjax: every published way of making a network's numbers smaller, as a pure transform over a pytree of parameters."""
