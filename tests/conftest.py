@@ -1,4 +1,4 @@
-"""Settings every test runs under: strict promotion, no silent rank broadcasting, eight host devices."""
+"""Settings every test runs under: strict promotion, no silent rank broadcasting, eight devices, few drawn examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
-import jax  # noqa: E402
+import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+try:
+    import hypothesis
+except ModuleNotFoundError:  # an environment of one oracle need not have it
+    pass
+else:
+    # No deadline: the first example of a shape compiles. In CI the same examples are drawn every time.
+    hypothesis.settings.register_profile("local", max_examples=20, deadline=None)
+    hypothesis.settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True, print_blob=True)
+    hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
