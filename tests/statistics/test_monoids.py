@@ -1,0 +1,181 @@
+"""Every statistic is a monoid over tokens: one table of laws, and each value against plain numpy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qjax import statistics as st
+
+ALL = [
+    st.Gram(),
+    st.AbsMax(),
+    st.Min(),
+    st.Max(),
+    st.Mean(),
+    st.Mean(absolute=True),
+    st.Histogram(bins=16, low=-3.0, high=3.0),
+    st.Reservoir(size=8),
+    st.Count(),
+]
+EXACT = {"absmax", "min", "max", "histogram", "reservoir", "count"}
+X = jnp.asarray(np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32))
+W = jnp.asarray(np.random.default_rng(1).integers(0, 2, 24), jnp.float32)
+each = pytest.mark.parametrize("s", ALL, ids=lambda s: s.name)
+
+
+class Jitted:
+    """A statistic whose update and merge are compiled (eager sorting and scattering compile op by op)."""
+
+    def __init__(self, s):
+        self.init, self.result, self.name = s.init, s.result, s.name
+        self.update, self.merge = jax.jit(s.update), jax.jit(s.merge)
+
+
+def same(s, a, b):
+    for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert u.dtype == v.dtype and u.shape == v.shape
+        if s.name in EXACT:
+            np.testing.assert_array_equal(u, v)
+        else:
+            np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-5)
+
+
+@each
+def test_laws(s):
+    s = Jitted(s)
+    zero = s.init(6)
+    a, b, c = (s.update(zero, x) for x in (X[:5], X[5:12], X[12:]))
+    whole = s.update(zero, X)
+    same(s, s.merge(zero, a), a)
+    same(s, s.merge(a, zero), a)
+    same(s, s.merge(a, b), s.merge(b, a))
+    same(s, s.merge(s.merge(a, b), c), s.merge(a, s.merge(b, c)))
+    same(s, s.merge(s.merge(a, b), c), whole)
+    same(s, s.update(s.update(zero, X[:7]), X[7:]), whole)
+
+
+@each
+def test_order_of_tokens_and_loops(s):
+    s = Jitted(s)
+    whole = s.update(s.init(6), X)
+    same(s, s.update(s.init(6), X[::-1]), whole)
+
+    def step(value, x):
+        return s.update(value, x), None
+
+    same(s, jax.lax.scan(step, s.init(6), X.reshape(4, 6, 6))[0], whole)
+
+
+@each
+def test_weight_zero_hides_a_token_even_if_it_is_nan(s):
+    s = Jitted(s)
+    dirty = jnp.where((W > 0)[:, None], X, jnp.nan)
+    same(s, s.update(s.init(6), dirty, W), s.update(s.init(6), X[np.asarray(W) > 0]))
+
+
+@each
+def test_batch_axes_are_a_loop(s):
+    s = Jitted(s)
+    x = X.reshape(2, 2, 6, 6)
+    w = W.reshape(2, 2, 6)
+    for weights in (None, w):
+        got = s.update(s.init(6, (2, 2)), x, weights)
+        for i, j in np.ndindex(2, 2):
+            one = s.update(s.init(6), x[i, j], None if weights is None else weights[i, j])
+            same(s, jax.tree.map(lambda a, i=i, j=j: a[i, j], got), one)
+    same(s, s.merge(got, s.init(6, (2, 2))), got)
+
+
+@each
+def test_hashable_and_half_precision(s):
+    assert hash(s) == hash(type(s)(**vars(s))) and isinstance(s, st.Statistic)
+    s = Jitted(s)
+    half = X.astype(jnp.bfloat16)
+    same(s, s.update(s.init(6), half), s.update(s.init(6), half.astype(jnp.float32)))
+
+
+def test_values_against_numpy():
+    x, w = np.asarray(X, np.float64), np.asarray(W, np.float64)
+    value = {s.name: s.result(s.update(s.init(6), X, W)) for s in ALL}
+    kept = x[w > 0]
+    np.testing.assert_allclose(value["gram"], kept.T @ kept, rtol=1e-5)
+    np.testing.assert_array_equal(value["absmax"], np.abs(kept).max(0).astype(np.float32))
+    np.testing.assert_array_equal(value["max"], kept.max(0).astype(np.float32))
+    np.testing.assert_array_equal(value["min"], kept.min(0).astype(np.float32))
+    np.testing.assert_allclose(value["mean"], kept.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(value["mean_abs"], np.abs(kept).mean(0), rtol=1e-5)
+    assert value["count"] == len(kept)
+    np.testing.assert_array_equal(value["histogram"], np.histogram(kept, 16, (-3, 3))[0])
+
+
+def test_real_weights_scale_sums():
+    w = jnp.linspace(0.5, 2.0, 24, dtype=jnp.float32)
+    x, v = np.asarray(X, np.float64), np.asarray(w, np.float64)
+    np.testing.assert_allclose(st.Gram().update(st.Gram().init(6), X, w), (x * v[:, None]).T @ x, rtol=1e-5, atol=1e-5)
+    mean = st.Mean()
+    np.testing.assert_allclose(mean.result(mean.update(mean.init(6), X, w)), v @ x / v.sum(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("features", [512, 576, 1100])
+def test_block_triangle_is_symmetric_and_right(features):
+    x = np.random.default_rng(2).normal(size=(2, 9, features)).astype(np.float32)
+    w = np.array([[1, 0, 1, 1, 2, 1, 1, 1, 0.5]] * 2, np.float32)
+    got = np.asarray(st.gram(jnp.asarray(x), jnp.asarray(w)))
+    want = np.einsum("bti,bt,btj->bij", x.astype(np.float64), w, x)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    # Only the diagonal blocks are computed from both sides; everything else is mirrored.
+    np.testing.assert_allclose(got, got.swapaxes(1, 2), rtol=1e-5, atol=1e-5)
+
+
+def test_cross_gram_pairs_two_streams():
+    s, y = st.CrossGram(), X * 2 + 1
+    np.testing.assert_allclose(
+        s.update(s.init(6), (X, y), W), np.asarray(X * W[:, None]).T @ np.asarray(y), rtol=1e-4, atol=1e-4
+    )
+    a, b = s.update(s.init(6), (X[:9], y[:9])), s.update(s.init(6), (X[9:], y[9:]))
+    np.testing.assert_allclose(s.merge(a, b), s.update(s.init(6), (X, y)), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="two streams"):
+        s.update(s.init(6), X)  # pyright: ignore[reportArgumentType]
+
+
+def test_reservoir_holds_seen_distinct_rows_uniformly():
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(200, 3)).astype(np.float32)).astype(jnp.bfloat16)
+    twice = jnp.concatenate([x, x, jnp.zeros((300, 3), jnp.bfloat16), -jnp.zeros((2, 3), jnp.bfloat16)])
+    hits = np.zeros(201)
+    known = {
+        tuple(r): i for i, r in enumerate(np.concatenate([np.asarray(x, np.float32), np.zeros((1, 3), np.float32)]))
+    }
+    for seed in range(10):
+        s = st.Reservoir(size=20, seed=seed)
+        value = jax.jit(s.update)(s.init(3), twice)
+        assert bool(value.filled.all())
+        drawn = [known[tuple(r)] for r in np.asarray(value.rows)]
+        assert len(set(drawn)) == 20
+        hits[drawn] += 1
+    # 10 draws of 20 from 201: about one a row, Poisson.
+    assert hits.max() < 8 and (hits == 0).sum() < 110
+    s = st.Reservoir(size=300)
+    assert int(s.update(s.init(3), twice).filled.sum()) == 201
+
+
+def test_histogram_edges_come_from_a_first_pass():
+    s = st.Histogram(bins=8)
+    assert s.first_pass == ("min", "max")
+    with pytest.raises(ValueError, match="no edges"):
+        s.update(s.init(6), X)
+    fixed = s.fix({n: st.STATISTICS[n].update(st.STATISTICS[n].init(6), X) for n in s.first_pass})
+    assert fixed.first_pass == ()
+    got = fixed.update(fixed.init(6), X)
+    np.testing.assert_array_equal(got, np.histogram(np.asarray(X), fixed.edges())[0])
+    with pytest.raises(ValueError, match="not finite"):
+        s.fix({"min": jnp.inf, "max": -jnp.inf})
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="no statistic named 'grm'"):
+        st.as_statistic("grm")
+    with pytest.raises(ValueError, match="one weight a token"):
+        st.Gram().update(st.Gram().init(6), X, jnp.ones((3,)))
