@@ -28,7 +28,10 @@ class Statistic(Protocol):
         ...
 
     def update(self, value: Value, x: Any, weights: jax.Array | None = None) -> Value:
-        """Take in rows x [*batch, tokens, features] (paired statistics: two of them); `weights` [*batch, tokens] >= 0, 0 hides a row."""
+        """Take in rows x [*batch, tokens, features]; `weights` [*batch, tokens] >= 0, 0 hides a row.
+
+        A paired statistic (cross_gram) takes a tuple of two such x.
+        """
         ...
 
     def merge(self, a: Value, b: Value) -> Value:
