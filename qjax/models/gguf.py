@@ -1,0 +1,180 @@
+"""Llama-family GGUF files, read with the `gguf` package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
+from gguf.quants import dequantize
+from jax import Array
+
+from qjax.models.architecture import Architecture
+from qjax.models.decoder import nest
+
+# GGUF name of a layer's tensor to our path below layers/<i>.
+LAYER = {
+    "attn_norm.weight": "attn_norm/scale",
+    "attn_q.weight": "attn/q",
+    "attn_k.weight": "attn/k",
+    "attn_v.weight": "attn/v",
+    "attn_output.weight": "attn/o",
+    "attn_q.bias": "attn/q_bias",
+    "attn_k.bias": "attn/k_bias",
+    "attn_v.bias": "attn/v_bias",
+    "attn_output.bias": "attn/o_bias",
+    "ffn_norm.weight": "ffn_norm/scale",
+    "ffn_gate.weight": "ffn/gate",
+    "ffn_up.weight": "ffn/up",
+    "ffn_down.weight": "ffn/down",
+}
+GLOBAL = {"token_embd.weight": "embed", "output_norm.weight": "norm/scale", "output.weight": "head"}
+# Not parameters: Llama 3.1's frequency divisors, which become part of the architecture.
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+def open_gguf(path: str | Path) -> GGUFReader:
+    """The file memory-mapped.
+
+    Raises:
+        ValueError: if it is no GGUF file or no Llama-family model.
+    """
+    try:
+        reader = GGUFReader(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable GGUF file: {error}") from error
+    family = metadata(reader, "general.architecture")
+    if family != "llama":
+        raise ValueError(f"{path} holds a {family!r} model; only general.architecture = 'llama' can be read")
+    return reader
+
+
+def metadata(reader: GGUFReader, key: str, default: Any = None) -> Any:
+    """The value stored under `key`, or `default`."""
+    field = reader.fields.get(key)
+    return default if field is None else field.contents()
+
+
+def architecture(reader: GGUFReader) -> Architecture:
+    """Sizes and variants from the file's metadata."""
+
+    def need(key: str) -> Any:
+        value = metadata(reader, f"llama.{key}")
+        if value is None:
+            raise ValueError(f"the GGUF file lacks the key 'llama.{key}'")
+        return value
+
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    width, heads = int(need("embedding_length")), int(need("attention.head_count"))
+    head_dim = int(metadata(reader, "llama.attention.key_length", width // heads))
+    rotated = int(metadata(reader, "llama.rope.dimension_count", head_dim))
+    if rotated != head_dim:
+        raise ValueError(f"RoPE on {rotated} of {head_dim} channels is not supported")
+    scaling = metadata(reader, "llama.rope.scaling.type", "none")
+    factors = None
+    if ROPE_FACTORS in tensors:
+        factors = tuple(float(f) for f in tensors[ROPE_FACTORS].data)
+    elif scaling == "linear":
+        factors = (float(need("rope.scaling.factor")),) * (head_dim // 2)
+    elif scaling != "none":
+        raise ValueError(f"RoPE scaling {scaling!r} is not supported")
+    return Architecture(
+        vocab=int(tensors["token_embd.weight"].shape[1]),
+        width=width,
+        layers=int(need("block_count")),
+        heads=heads,
+        kv_heads=int(metadata(reader, "llama.attention.head_count_kv", heads)),
+        head_dim=head_dim,
+        ffn=int(need("feed_forward_length")),
+        eps=float(need("attention.layer_norm_rms_epsilon")),
+        theta=float(metadata(reader, "llama.rope.freq_base", 10000.0)),
+        rope_factors=factors,
+        tied="output.weight" not in tensors,
+        qkv_bias="blk.0.attn_q.bias" in tensors,
+        o_bias="blk.0.attn_output.bias" in tensors,
+        context=int(metadata(reader, "llama.context_length", 2048)),
+    )
+
+
+def parameters(reader: GGUFReader, arch: Architecture) -> dict[str, Any]:
+    """All parameters as float32 arrays in the decoder's tree.
+
+    Raises:
+        ValueError: for tensors that are missing, unknown or of another shape, naming them.
+    """
+    leaves: dict[str, Array] = {}
+    for tensor in reader.tensors:
+        if tensor.name == ROPE_FACTORS:
+            continue
+        path = _path(tensor.name)
+        if path is None:
+            raise ValueError(f"the GGUF file has a tensor {tensor.name!r} that no Llama-family parameter answers to")
+        # Copied before it reaches the device: the dequantized block would otherwise keep views of the mapped file alive.
+        leaves[path] = jnp.asarray(_to_ours(arch, path, dequantize(tensor.data, tensor.tensor_type)))
+    return nest(checked(leaves, arch))
+
+
+def cells(path: str | Path) -> dict[str, Array]:
+    """Grid spacing of every Q4_1 tensor of a GGUF file.
+
+    A Q4_1 weight is `minimum + scale * code`, code 0 to 15, in blocks of 32 along its input axis, so `scale` is the width
+    of the cell in which the original weight must have lain (but for the ends of the range).
+
+    Returns:
+        Path of the parameter to float32 [in / 32, out]; `jnp.repeat(cells[path], 32, axis=0)` gives it per weight.
+    """
+    reader = open_gguf(path)
+    arch = architecture(reader)
+    spacing: dict[str, Array] = {}
+    for tensor in reader.tensors:
+        ours = _path(tensor.name)
+        if tensor.tensor_type == GGMLQuantizationType.Q4_1 and ours is not None:
+            spacing[ours] = jnp.asarray(_to_ours(arch, ours, _q4_1_scales(tensor)))
+    return spacing
+
+
+def checked(leaves: dict[str, Array], arch: Architecture) -> dict[str, Array]:
+    """The same leaves, if they are what `arch` needs: every path, each with its shape.
+
+    Raises:
+        ValueError: naming the first parameter that is missing, superfluous or of another shape.
+    """
+    wanted = arch.shapes
+    for path, shape in wanted.items():
+        if path not in leaves:
+            raise ValueError(f"the checkpoint lacks {path} {shape}")
+        if leaves[path].shape != shape:
+            raise ValueError(f"{path} has shape {leaves[path].shape}, the architecture needs {shape}")
+    extra = sorted(set(leaves) - set(wanted))
+    if extra:
+        raise ValueError(f"the checkpoint has parameters the architecture does not know: {', '.join(extra[:5])}")
+    return leaves
+
+
+def _path(name: str) -> str | None:
+    if name in GLOBAL:
+        return GLOBAL[name]
+    prefix, _, rest = name.partition(".")
+    layer, _, local = rest.partition(".")
+    return f"layers/{layer}/{LAYER[local]}" if prefix == "blk" and local in LAYER else None
+
+
+def _to_ours(arch: Architecture, path: str, w: np.ndarray) -> np.ndarray:
+    """A GGUF tensor [out, in] or [out] in our layout."""
+    local = path.rpartition("/")[2]
+    if local.removesuffix("_bias") in ("q", "k"):
+        w = _unpermute(w, arch.head_dim)
+    return w if path == "embed" or w.ndim == 1 else np.ascontiguousarray(w.T)
+
+
+def _unpermute(w: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows from llama.cpp's order, where RoPE turns neighbours, to ours, where it turns i and i + head_dim / 2."""
+    return w.reshape(-1, head_dim // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def _q4_1_scales(tensor: ReaderTensor) -> np.ndarray:
+    """The scale of each block, [out, in / 32]: the first two of a block's 20 bytes."""
+    blocks = np.asarray(tensor.data).reshape(tensor.data.shape[0], -1, 20)
+    return np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0].astype(np.float32)

@@ -1,0 +1,96 @@
+"""Text to token ids and back, with the tokenizer a model was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from gguf import GGUFReader
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+
+from qjax.models.gguf import metadata
+
+LLAMA3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+# GGUF token types (the `tokenizer.ggml.token_type` array).
+CONTROL, USER_DEFINED = 3, 4
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A `tokenizers.Tokenizer` and the special ids of its model."""
+
+    backend: tokenizers.Tokenizer
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+
+    @property
+    def vocab(self) -> int:
+        """How many ids there are."""
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 ids [tokens], special tokens spelled out in the text included; a start token only if the model wants one."""
+        return np.asarray(self.backend.encode(text).ids, np.int32)
+
+    def decode(self, ids: Iterable[int] | Any, special: bool = True) -> str:
+        """Text of a sequence of ids; `special=False` leaves special tokens out."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
+
+
+def from_gguf(reader: GGUFReader) -> Tokenizer:
+    """The byte-level BPE stored in a GGUF file.
+
+    Raises:
+        ValueError: if the file holds another kind of tokenizer, or a word splitter unknown here.
+    """
+    kind, splitter = metadata(reader, "tokenizer.ggml.model"), metadata(reader, "tokenizer.ggml.pre", "default")
+    if kind != "gpt2":
+        raise ValueError(f"the GGUF file's tokenizer is {kind!r}; only byte-level BPE ('gpt2') can be read")
+    tokens: list[str] = metadata(reader, "tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata(reader, "tokenizer.ggml.merges")]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    # llama.cpp takes a word that is a token as it is for Llama 3, whatever the merges say.
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=splitter == "llama-bpe"))
+    backend.pre_tokenizer = words(splitter)
+    backend.decoder = decoders.ByteLevel()
+    types = metadata(reader, "tokenizer.ggml.token_type", [1] * len(tokens))
+    # Matched in the text before words are split, in the order of their ids.
+    backend.add_special_tokens(
+        [AddedToken(t, special=True) for t, k in zip(tokens, types, strict=True) if k == CONTROL]
+    )
+    backend.add_tokens([AddedToken(t) for t, k in zip(tokens, types, strict=True) if k == USER_DEFINED])
+    bos = metadata(reader, "tokenizer.ggml.bos_token_id")
+    if metadata(reader, "tokenizer.ggml.add_bos_token", False) and bos is not None:
+        start = tokens[bos]
+        backend.post_processor = processors.TemplateProcessing(single=f"{start} $A", special_tokens=[(start, bos)])
+    ids = (bos, metadata(reader, "tokenizer.ggml.eos_token_id"), metadata(reader, "tokenizer.ggml.padding_token_id"))
+    return Tokenizer(backend, *ids)
+
+
+def words(splitter: str) -> pre_tokenizers.PreTokenizer:
+    """How text is cut into words before merging, by the name in `tokenizer.ggml.pre` (llama.cpp, llama-vocab.cpp).
+
+    >>> [word for word, _ in words("smollm").pre_tokenize_str("in 1984")]
+    ['in', 'Ġ', '1', '9', '8', '4']
+    """
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    raw = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if splitter in ("gpt-2", "olmo"):
+        return gpt2
+    if splitter in ("smollm", "starcoder", "refact", "command-r", "codeshell"):
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
+    if splitter in ("llama-bpe", "qwen2"):
+        pattern = Regex(LLAMA3_WORDS if splitter == "llama-bpe" else QWEN2_WORDS)
+        return pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), raw])
+    raise ValueError(f"unknown word splitter {splitter!r} (GGUF key tokenizer.ggml.pre)")
+
+
+def from_file(path: str | Path, bos: int | None, eos: int | None, pad: int | None) -> Tokenizer:
+    """A Hugging Face `tokenizer.json`."""
+    return Tokenizer(tokenizers.Tokenizer.from_file(str(path)), bos, eos, pad)
