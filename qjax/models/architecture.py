@@ -23,7 +23,7 @@ class Architecture:
     ffn: int
     eps: float = 1e-5
     theta: float = 10000.0
-    # Divisor of each rotary frequency, one per pair of channels: position interpolation and Llama 3.1's rule are both this.
+    # Divisor of each rotary frequency, one per pair of channels: interpolation and Llama 3.1's rule are both this.
     rope_factors: tuple[float, ...] | None = None
     tied: bool = True
     qkv_bias: bool = False
@@ -87,7 +87,11 @@ def llama3_rope_factors(
     """Frequency divisors of Llama 3.1: long waves by `factor`, short ones by 1, a smooth passage between.
 
     Args:
-        low, high: `low_freq_factor` and `high_freq_factor` of the model's configuration.
+        head_dim: channels of a head.
+        theta: base of the frequencies.
+        factor: divisor of the longest waves.
+        low: `low_freq_factor` of the model's configuration.
+        high: `high_freq_factor` of it.
         original: context length before the extension.
 
     >>> llama3_rope_factors(4, 10000.0, 8.0, 1.0, 4.0, 64)

@@ -3,7 +3,7 @@
 Parameters are one subtree per layer, kernels stored [in, out]:
 
     embed [vocab, width]; layers/<i>/attn/{q, k, v, o}; layers/<i>/ffn/{gate, up, down};
-    layers/<i>/{attn_norm, ffn_norm}/scale; norm/scale; head [width, vocab] unless tied; biases as attn/q_bias and so on.
+    layers/<i>/{attn_norm, ffn_norm}/scale; norm/scale; head [width, vocab] unless tied; biases as attn/q_bias.
 
 Every layer runs through one jitted block, so an eager call compiles it once however deep the model is. Activations are
 marked with `jax.ad_checkpoint.checkpoint_name` under local names (`SITES`), which a shared block can carry; the call of
@@ -29,6 +29,7 @@ from qjax.kv.float_cache import FloatCache
 from qjax.models.architecture import Architecture
 
 Params = Mapping[str, Any]
+FLOAT = FloatCache()
 
 SITES = (
     "attn_norm/output",
@@ -62,13 +63,14 @@ class Decoder:
 
     arch: Architecture
     scan: bool = False
-    key_cache: Cache = FloatCache()
-    value_cache: Cache = FloatCache()
+    key_cache: Cache = FLOAT
+    value_cache: Cache = FLOAT
 
     def __call__(self, params: Params, tokens: Array, positions: Array | None = None) -> Array:
         """Logits of every token.
 
         Args:
+            params: the tree described above.
             tokens: int [batch, tokens].
             positions: int32 [batch, tokens]; by default 0, 1, 2, ... A negative position marks padding.
 
@@ -115,6 +117,7 @@ class Decoder:
         Prefill and decoding are the same call: n tokens at once equal n calls with one.
 
         Args:
+            params: the tree described above.
             state: from `init_cache` or an earlier call.
             tokens: int [batch, tokens].
             positions: int32 [batch, tokens], below the capacity; a negative one marks padding.
@@ -144,7 +147,7 @@ class Decoder:
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """x [..., width] over its root mean square, times scale [width]; computed in float32."""
+    """Divide x [..., width] by its root mean square and multiply by scale [width], in float32."""
     x = x.astype(jnp.float32)
     y = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.float32(eps))
     return y * jnp.broadcast_to(scale.astype(jnp.float32), y.shape)

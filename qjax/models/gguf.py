@@ -57,7 +57,7 @@ def metadata(reader: GGUFReader, key: str, default: Any = None) -> Any:
     return default if field is None else field.contents()
 
 
-def architecture(reader: GGUFReader) -> Architecture:
+def read_architecture(reader: GGUFReader) -> Architecture:
     """Sizes and variants from the file's metadata."""
 
     def need(key: str) -> Any:
@@ -98,7 +98,7 @@ def architecture(reader: GGUFReader) -> Architecture:
     )
 
 
-def parameters(reader: GGUFReader, arch: Architecture) -> dict[str, Any]:
+def read_parameters(reader: GGUFReader, arch: Architecture) -> dict[str, Any]:
     """All parameters as float32 arrays in the decoder's tree.
 
     Raises:
@@ -111,7 +111,6 @@ def parameters(reader: GGUFReader, arch: Architecture) -> dict[str, Any]:
         path = _path(tensor.name)
         if path is None:
             raise ValueError(f"the GGUF file has a tensor {tensor.name!r} that no Llama-family parameter answers to")
-        # Copied before it reaches the device: the dequantized block would otherwise keep views of the mapped file alive.
         leaves[path] = jnp.asarray(_to_ours(arch, path, dequantize(tensor.data, tensor.tensor_type)))
     return nest(checked(leaves, arch))
 
@@ -119,14 +118,14 @@ def parameters(reader: GGUFReader, arch: Architecture) -> dict[str, Any]:
 def cells(path: str | Path) -> dict[str, Array]:
     """Grid spacing of every Q4_1 tensor of a GGUF file.
 
-    A Q4_1 weight is `minimum + scale * code`, code 0 to 15, in blocks of 32 along its input axis, so `scale` is the width
-    of the cell in which the original weight must have lain (but for the ends of the range).
+    A Q4_1 weight is `minimum + scale * code`, code 0 to 15, in blocks of 32 along its input axis, so `scale` is the
+    width of the cell in which the original weight must have lain (but for the ends of the range).
 
     Returns:
         Path of the parameter to float32 [in / 32, out]; `jnp.repeat(cells[path], 32, axis=0)` gives it per weight.
     """
     reader = open_gguf(path)
-    arch = architecture(reader)
+    arch = read_architecture(reader)
     spacing: dict[str, Array] = {}
     for tensor in reader.tensors:
         ours = _path(tensor.name)

@@ -56,7 +56,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def architecture(config: dict[str, Any]) -> Architecture:
+def read_architecture(config: dict[str, Any]) -> Architecture:
     """Sizes and variants from a config.json.
 
     Raises:
@@ -88,7 +88,7 @@ def architecture(config: dict[str, Any]) -> Architecture:
     )
 
 
-def parameters(folder: Path, arch: Architecture) -> dict[str, Any]:
+def read_parameters(folder: Path, arch: Architecture) -> dict[str, Any]:
     """All parameters as float32 arrays in the decoder's tree; files are memory-mapped, one tensor is read at a time.
 
     Raises:

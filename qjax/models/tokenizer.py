@@ -14,7 +14,10 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 
 from qjax.models.gguf import metadata
 
-LLAMA3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 # GGUF token types (the `tokenizer.ggml.token_type` array).
 CONTROL, USER_DEFINED = 3, 4
@@ -35,7 +38,7 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 ids [tokens], special tokens spelled out in the text included; a start token only if the model wants one."""
+        """int32 ids [tokens]; special tokens may be spelled out, a start token is added only if the model wants one."""
         return np.asarray(self.backend.encode(text).ids, np.int32)
 
     def decode(self, ids: Iterable[int] | Any, special: bool = True) -> str:

