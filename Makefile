@@ -38,11 +38,11 @@ docs: $(VENV)/.docs
 	$(VENV)/bin/python docs/build.py site
 
 # The same tests in both environments: a file whose library is not in this one skips itself. The import in front of each
-# run fails where that would hide a broken environment.
+# run fails where that would hide a broken environment; -P keeps the folder kernels/ out of sight of transformers.
 oracle: $(ORACLE)/.oracle $(LLMCOMPRESSOR)/.oracle
-	$(ORACLE)/bin/python -c "import torch, transformers, compressed_tensors, torchao, gfloat, gguf, gptqmodel"
+	$(ORACLE)/bin/python -P -c "import torch, transformers, compressed_tensors, torchao, gfloat, gguf, gptqmodel"
 	$(ORACLE)/bin/python -m pytest -m oracle tests $(PYTEST)
-	$(LLMCOMPRESSOR)/bin/python -c "import torch, llmcompressor"
+	$(LLMCOMPRESSOR)/bin/python -P -c "import torch, llmcompressor"
 	$(LLMCOMPRESSOR)/bin/python -m pytest -m oracle tests $(PYTEST)
 
 $(VENV)/.run: pyproject.toml

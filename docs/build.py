@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import re
+import warnings
 
 import jinja2
 import markupsafe
@@ -32,6 +33,7 @@ def page(text: str, titles: dict[str, str], template: jinja2.Template) -> str:
 
 
 def main() -> None:
+    """Read the folder from the command line and fill it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=pathlib.Path)
     folder: pathlib.Path = parser.parse_args().folder
@@ -40,7 +42,9 @@ def main() -> None:
     titles = {name: title(text) for name, text in texts.items()}
     env.globals["pages"] = titles
     pdoc.render.configure(docformat="google", template_directory=HERE / "template", show_source=True)
-    pdoc.pdoc("qjax", output_directory=folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a module that does not import would be missing from the reference
+        pdoc.pdoc("qjax", output_directory=folder)
     template = env.get_template("page.html.jinja2")
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(page(text, titles, template))

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+
+# The folder kernels/ at the top refuses to be imported under that name, and transformers imports whatever package of that
+# name it finds. To every test it is not there.
+sys.modules["kernels"] = None  # type: ignore[assignment]
 
 # Before the first import of jax: the device count is read once, at start-up.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -15,15 +15,15 @@ pytest.importorskip("hatchling")  # an environment of one oracle builds nothing
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def run(*command: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    """This interpreter on `command`; the exit status is the caller's to judge."""
+    return subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, check=False)
+
+
 def build(source: pathlib.Path, target: str, folder: pathlib.Path) -> pathlib.Path:
     """The archive hatchling makes of `source`; without isolation, so that nothing is fetched."""
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)],
-        cwd=source,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    done = run("-m", "hatchling", "build", "-t", target, "-d", str(folder), cwd=source)
+    assert done.returncode == 0, done.stderr
     (archive,) = folder.iterdir()
     return archive
 
@@ -70,22 +70,10 @@ def test_wheel_of_the_source_archive_is_the_same(wheel, tmp_path):
 def installed(wheel, tmp_path_factory):
     """The wheel in a folder of its own, nothing of the repository beside it."""
     folder = tmp_path_factory.mktemp("installed")
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--no-index",
-            "--target",
-            str(folder),
-            str(wheel),
-        ],
-        check=True,
-        capture_output=True,
+    done = run(
+        "-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--target", str(folder), str(wheel), cwd=folder
     )
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -96,23 +84,19 @@ def test_import_outside_the_repository(installed, tmp_path):
         "for module in pkgutil.walk_packages(qjax.__path__, 'qjax.'): importlib.import_module(module.name)\n"
         "print(qjax.__file__); print(qjax.kernels.__file__)"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    done = run("-P", "-c", program, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(installed / "qjax/__init__.py"), str(installed / "qjax/kernels/__init__.py")]
 
 
 def test_installed_package_type_checks(installed):
     pytest.importorskip("pyright")
-    done = subprocess.run(
-        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(installed / "qjax")],
-        cwd=installed,
-        capture_output=True,
-        text=True,
-    )
+    package = str(installed / "qjax")
+    done = run("-m", "pyright", "--pythonpath", sys.executable, package, cwd=installed)
     assert done.returncode == 0, done.stdout
 
 
-def test_top_level_kernels_refuses(tmp_path):
-    done = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True)
+def test_top_level_kernels_refuses():
+    done = run("-c", "import kernels", cwd=ROOT)
     assert done.returncode != 0
     assert "import qjax.kernels, not kernels" in done.stderr
