@@ -1,0 +1,208 @@
+"""Where the tokens of a batch go: for each axis of a value, which axes of the per-token weights it runs over.
+
+Labels follow a value from equation to equation, so that padding weights [batch, time] meet the rows they belong to under any
+reshape, `vmap` or microbatch loop. None: the value does not depend on the batch. An empty axis label: no tokens, or lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qjax.operators import atoms
+
+Axis = tuple[atoms.Atom, ...]
+Labels = tuple[Axis, ...] | None
+
+
+def of_batch(shape: Sequence[int], weights: Sequence[int]) -> Labels:
+    """Labels of a batch leaf: its leading axes are tokens when they match the weights'; None when they do not."""
+    if tuple(shape[: len(weights)]) != tuple(weights):
+        return None
+    return (*(((i, 1, n),) for i, n in enumerate(weights)), *((),) * (len(shape) - len(weights)))
+
+
+def meet(a: Labels, b: Labels) -> Labels:
+    """What two alternatives for one value agree on."""
+    if a is None or b is None:
+        return b if a is None else a
+    return tuple(x if x == y else () for x, y in zip(a, b, strict=True))
+
+
+def scanned(inputs: Sequence[Labels]) -> Axis:
+    """The tokens a scan goes over: the leading label its scanned inputs agree on."""
+    leading = {x[0] for x in inputs if x and x[0]}
+    return leading.pop() if len(leading) == 1 else ()
+
+
+def propagate(eqn: Any, inputs: Sequence[Labels]) -> list[Labels]:
+    """Labels of the outputs of an equation, from those of its inputs."""
+    if all(x is None for x in inputs):
+        return [None] * len(eqn.outvars)
+    rule = RULES.get(eqn.primitive.name, _elementwise)
+    return [rule(eqn, inputs, i) for i in range(len(eqn.outvars))]
+
+
+def _out(eqn: Any, i: int) -> tuple[int, ...]:
+    return tuple(getattr(eqn.outvars[i].aval, "shape", ()))
+
+
+def _in(eqn: Any, i: int) -> tuple[int, ...]:
+    return tuple(getattr(eqn.invars[i].aval, "shape", ()))
+
+
+def _lost(eqn: Any, i: int) -> Labels:
+    return ((),) * len(_out(eqn, i))
+
+
+def _both(a: Labels, b: Labels) -> Labels:
+    """Row t of a sum holds token t when either term does; terms that disagree lose the axis."""
+    if a is None or b is None:
+        return b if a is None else a
+    return tuple((x or y) if not (x and y) or x == y else () for x, y in zip(a, b, strict=True))
+
+
+def _elementwise(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    shape = _out(eqn, i)
+    labels: Labels = None
+    for k, x in enumerate(inputs):
+        if x is None or not _in(eqn, k):
+            continue
+        if _in(eqn, k) != shape:
+            return _lost(eqn, i)
+        labels = _both(labels, x)
+    return _lost(eqn, i) if labels is None else labels
+
+
+def _without(params: str) -> Any:
+    """An elementwise rule that loses the axes named by a parameter."""
+
+    def rule(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+        kept = _elementwise(eqn, inputs, i) or _lost(eqn, i)
+        named = eqn.params[params]
+        gone = [d % len(kept) for d in (named if isinstance(named, tuple | list) else (named,))]
+        return tuple(() if d in gone else axis for d, axis in enumerate(kept))
+
+    return rule
+
+
+def _none(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    return _lost(eqn, i)
+
+
+def _reduce(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    x = inputs[0]
+    return None if x is None else tuple(a for d, a in enumerate(x) if d not in eqn.params["axes"])
+
+
+def _transpose(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    x = inputs[0]
+    return None if x is None else tuple(x[d] for d in eqn.params["permutation"])
+
+
+def _broadcast(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    x, shape, source = inputs[0], _out(eqn, i), _in(eqn, 0)
+    if x is None:
+        return None
+    out: list[Axis] = [()] * len(shape)
+    for d, target in enumerate(eqn.params["broadcast_dimensions"]):
+        if source[d] == shape[target]:
+            out[target] = x[d]
+    return tuple(out)
+
+
+def _reshape(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    """Axes without a label become digits of their own (negative names), so that merging and splitting stays exact."""
+    x, source = inputs[0], _in(eqn, 0)
+    if x is None:
+        return None
+    axes = [a or ((-1 - d, 1, n),) for d, (a, n) in enumerate(zip(x, source, strict=True))]
+    moved = atoms.reshape(axes, _out(eqn, i))
+    if moved is None:
+        return _lost(eqn, i)
+    return tuple(axis if all(a >= 0 for a, _, _ in axis) else () for axis in moved)
+
+
+def _dot(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
+    left, right = (x or ((),) * len(_in(eqn, k)) for k, x in enumerate(inputs[:2]))
+    batch = [left[a] or right[b] for a, b in zip(lb, rb, strict=True)]
+    free = [[x[d] for d in range(len(x)) if d not in (*c, *b)] for x, c, b in ((left, lc, lb), (right, rc, rb))]
+    return (*batch, *free[0], *free[1])
+
+
+def _ragged(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    left, shape = inputs[0], _out(eqn, i)
+    return (left[0], *((),) * (len(shape) - 1)) if left and len(shape) == 2 else _lost(eqn, i)
+
+
+def _gather(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    operand, ids = inputs[0], inputs[1]
+    d, sizes, source, shape = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], _in(eqn, 0), _out(eqn, i)
+    gone = (*d.collapsed_slice_dims, *d.operand_batching_dims)
+    slices = [a for a in range(len(source)) if a not in gone]
+    from_ids = iter(ids[:-1] if ids is not None else ((),) * (len(shape) - len(d.offset_dims)))
+    out: list[Axis] = []
+    offset = iter(slices)
+    for axis in range(len(shape)):
+        if axis in d.offset_dims:
+            a = next(offset)
+            out.append(operand[a] if operand is not None and sizes[a] == source[a] else ())
+        else:
+            out.append(next(from_ids))
+    return tuple(out)
+
+
+def _same_size(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    """Slices, pads and concatenations: an axis keeps its label where its length does not change."""
+    shape = _out(eqn, i)
+    labels: Labels = None
+    for k, x in enumerate(inputs):
+        if x is not None and len(x) == len(shape):
+            source = _in(eqn, k)
+            labels = _both(labels, tuple(a if n == m else () for a, n, m in zip(x, source, shape, strict=True)))
+    return _lost(eqn, i) if labels is None else labels
+
+
+def _conv(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    d, left = eqn.params["dimension_numbers"], inputs[0]
+    out = [()] * len(_out(eqn, i))
+    if left is not None and eqn.params["batch_group_count"] == 1:
+        out[d.out_spec[0]] = left[d.lhs_spec[0]]
+    return tuple(out)
+
+
+RULES: dict[str, Any] = {
+    **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
+    "transpose": _transpose,
+    "broadcast_in_dim": _broadcast,
+    "dot_general": _dot,
+    "ragged_dot_general": _ragged,
+    "gather": _gather,
+    "conv_general_dilated": _conv,
+    **dict.fromkeys(
+        ("slice", "dynamic_slice", "dynamic_update_slice", "pad", "concatenate", "split", "top_k"), _same_size
+    ),
+    **dict.fromkeys(
+        ["reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"],
+        _reduce,
+    ),
+    "sort": _without("dimension"),
+    "rev": _without("dimensions"),
+    **dict.fromkeys(
+        [
+            "scatter",
+            "scatter_add",
+            "scatter-add",
+            "scatter_mul",
+            "fft",
+            "cholesky",
+            "triangular_solve",
+            "lu",
+            "qr",
+            "eigh",
+        ],
+        _none,
+    ),
+    **dict.fromkeys(["pallas_call", "shard_map", "custom_linear_solve", "all_to_all", "all_gather", "ppermute"], _none),
+}

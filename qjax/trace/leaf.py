@@ -1,0 +1,101 @@
+"""A leaf on its way through a function: which axes of the stored leaf the value at hand is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qjax.operators import atoms
+from qjax.operators.view import View
+
+SCANNED = "scanned"  # the axis was sliced by a scan: one layer at a time
+TRACED = "traced"  # the axis was indexed by a traced number: its entries cannot be told apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a value comes from (static)."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    dropped: tuple[tuple[int, int | str], ...] = ()  # (axis of the stored leaf, negative; index) of axes indexed away
+    part: tuple[int, ...] = ()  # axes of which only a slice is left
+
+    def drop(self, axis: int, index: int | str) -> Source:
+        return dataclasses.replace(self, dropped=(*self.dropped, (axis, index)))
+
+    def cut(self, axis: int) -> Source:
+        return self if axis in self.part else dataclasses.replace(self, part=(*self.part, axis))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["value", "view"], meta_fields=["axes", "dtype", "source"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Leaf:
+    """A tracked value. Plain leaves carry `value`, the array as it is now; operator leaves a lazy `view`.
+
+    `axes` describes each axis by digits of the stored leaf's axes (`qjax.operators.atoms`).
+    """
+
+    value: Any
+    view: View | None
+    axes: tuple[atoms.Axis, ...]
+    dtype: str
+    source: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(atoms.size(axis) for axis in self.axes)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.axes)
+
+    def to(self, **changes: Any) -> Leaf:
+        return dataclasses.replace(self, **changes)
+
+    def slice(self, dim: int, start: Any, size: int) -> Leaf | None:
+        """`size` entries along one axis (`value` is left to the caller); None where the digits cannot follow."""
+        if size == self.shape[dim]:
+            return self
+        view = None
+        if self.view is not None and (view := self.view.slice(dim, start, size)) is None:
+            return None
+        if len(self.axes[dim]) != 1 or self.axes[dim][0][1] != 1:
+            return None
+        axis, _, _ = self.axes[dim][0]
+        index = start if isinstance(start, int) else TRACED
+        if size == 1 and axis not in self.source.part:
+            kept, source = (), self.source.drop(axis, index)
+        else:
+            kept, source = ((axis, 1, size),), self.source.cut(axis)
+        return self.to(view=view, axes=(*self.axes[:dim], kept, *self.axes[dim + 1 :]), source=source)
+
+
+def plain(path: str, value: Any) -> Leaf:
+    """A leaf that is an array (or, when only shapes are followed, stands for one)."""
+    shape, dtype = tuple(value.shape), str(value.dtype)
+    return Leaf(value, None, atoms.whole(shape), dtype, Source(path, shape, dtype))
+
+
+def operator(path: str, op: Any) -> Leaf:
+    """A leaf that is an operator or a QArray."""
+    view = View.of(op)
+    shape, dtype = tuple(view.shape), str(np.dtype(view.dtype))
+    return Leaf(None, view, atoms.whole(shape), dtype, Source(path, shape, dtype))
+
+
+def dequantized(leaf: Leaf) -> jax.Array:
+    """The array an operator leaf stands for. NotAffine or NotLinear, naming the leaf, where it stands for none."""
+    assert leaf.view is not None
+    try:
+        return jnp.asarray(leaf.view.dense()).astype(leaf.dtype)
+    except TypeError as error:
+        raise type(error)(f"leaf {leaf.source.path!r}: {error}") from error
