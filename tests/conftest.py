@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-# The folder kernels/ at the top refuses to be imported under that name, and transformers imports whatever package of that
-# name it finds. To every test it is not there.
-sys.modules["kernels"] = None  # type: ignore[assignment]
-
 # Before the first import of jax: the device count is read once, at start-up.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -17,6 +13,10 @@ import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The folder kernels/ at the top refuses to be imported under that name, and transformers imports any package of that
+# name which it finds. To every test it is not there.
+sys.modules["kernels"] = None  # type: ignore[assignment]
 
 try:
     import hypothesis
