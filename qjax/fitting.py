@@ -1,0 +1,117 @@
+"""Fitting a grid: ranges to scales, scales to their storage, level after level."""
+
+from __future__ import annotations
+
+
+import jax.numpy as jnp
+from jax import Array
+
+from qjax import blocks
+from qjax.coding import Steps, decode_with, encode_scales, encode_with, padded, steps
+from qjax.formats import rules
+from qjax.formats.format import FULL, Format
+from qjax.qarray import Grid, Meta, QArray
+from qjax.ranges import Range, absmax, minmax
+
+
+def fit_blocks(
+    w: Array,
+    fmt: Format,
+    axes: tuple[int, ...],
+    block: tuple[int, ...],
+    estimate: Range | None = None,
+    outer: Steps | None = None,
+    positive: bool = False,
+) -> Grid:
+    """The grid of `w` [batch..., core...] for resolved core `block` sizes; `axes` (negative) are the block axes.
+
+    `positive` says that `w` are scales: a zero stands for a block of zeros, which any scale serves.
+    """
+    batch, core = w.shape[: w.ndim - len(block)], w.shape[w.ndim - len(block) :]
+    meta = Meta(fmt.element, block, fmt.offset, blocks.padding_for(core, block), str(w.dtype))
+    x, inside = blocks.split(padded(w, meta).astype(jnp.float32), block)
+    if positive:
+        x = jnp.where(x > 0, x, jnp.max(x, axis=inside, keepdims=True))
+    symmetric = fmt.offset is None and fmt.rule != "signed"
+    plain = absmax if symmetric else minmax
+    shape = (*batch, *blocks.grid_shape(core, block))
+
+    level = None
+    if isinstance(fmt.scale, Format):
+        if outer is None:
+            # From the unclipped ranges, so that an estimator searches under a fixed outer level.
+            low, high = rules.clip_range(fmt, *plain(x, inside, symmetric, _unused))
+            level = _fit_scales(rules.scale_of(fmt, low, high, empty=0.0).reshape(shape), fmt.scale, axes, len(batch))
+        else:
+            level = _outer_grid(fmt.scale, outer, len(block))
+
+    def stored(low: Array, high: Array) -> tuple[Array | QArray, Array | None]:
+        """Scale and offset as they will be kept, from a range of shape `shape`."""
+        low, high = rules.clip_range(fmt, low, high, positive)
+        if level is None:
+            assert isinstance(fmt.scale, str)
+            scale = rules.store(rules.scale_of(fmt, low, high), fmt.scale, fmt)
+        else:
+            scale = encode_scales(level, rules.scale_of(fmt, low, high, empty=0.0))
+        if fmt.offset is None:
+            return scale, None
+        if fmt.offset == "zero_point":
+            value, _ = steps(Grid((scale,), None, None, meta))
+            return scale, fmt.element.encode(jnp.round(-low / value))
+        return scale, low.astype(_offset_dtype(fmt))
+
+    def project(low: Array, high: Array) -> Array:
+        """`x` on the grid that the range [low, high] would give: what a search compares."""
+        scale, offset = stored(low.reshape(shape), high.reshape(shape))
+        values = steps(Grid((scale,), offset, None, meta))
+        scale, offset = (None if v is None else v.reshape(low.shape) for v in values)
+        assert scale is not None
+        return decode_with(meta, encode_with(meta, x, scale, offset), scale, offset)
+
+    low, high = (estimate or plain)(x, inside, symmetric, project)
+    scale, offset = stored(low.reshape(shape), high.reshape(shape))
+    return Grid((scale,), offset, None, meta)
+
+
+def _unused(low: Array, high: Array) -> Array:
+    raise AssertionError("absmax and minmax project nothing")
+
+
+def _fit_scales(scale: Array, fmt: Format, axes: tuple[int, ...], batch: int) -> Grid:
+    block = scale_block(fmt, scale.shape[batch:], axes)
+    return fit_blocks(scale, fmt, axes, block, positive=True)
+
+
+def scale_block(fmt: Format, core: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The core block of a format of scales on scales of shape `core`.
+
+    An integer `fmt.block` counts scales. A tile takes the largest divisor of the block axis that fits; once it spans
+    that axis, whole columns: the largest divisor of the last other axis that still fits. So tiles never need padding,
+    move with a transpose and are cut only where columns are.
+
+    >>> from qjax.formats.spelling import DOUBLE
+    >>> scale_block(DOUBLE, (9, 576), (-2,)), scale_block(DOUBLE, (1024, 64), (-2,))
+    ((9, 24), (256, 1))
+    """
+    names = [a - len(core) for a in range(len(core))]
+    if fmt.block == FULL:
+        return tuple(FULL if a in axes else fmt.across for a in names)
+    block, left = dict.fromkeys(names, 1), fmt.block
+    for a in [*sorted(axes, reverse=True), *[a for a in reversed(names) if a not in axes][:1]]:
+        n = core[a]
+        block[a] = max(d for d in range(1, min(n, left) + 1) if n % d == 0)
+        left //= block[a]
+        if block[a] < n:
+            break
+    return tuple(block[a] for a in names)
+
+
+def _outer_grid(fmt: Format, outer: Steps, core: int) -> Grid:
+    """A grid of scales under given steps, one per scale."""
+    scale, offset = outer
+    return Grid((scale,), offset, None, Meta(fmt.element, (1,) * core, fmt.offset, dtype="float32"))
+
+
+def _offset_dtype(fmt: Format) -> str:
+    """A minimum is stored as its scale is, at the innermost level that is not itself quantized."""
+    return fmt.scale if isinstance(fmt.scale, str) else _offset_dtype(fmt.scale)

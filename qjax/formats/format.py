@@ -1,0 +1,83 @@
+"""A format: an element, the blocks that share a scale, how the scale is chosen and stored, and the offset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from qjax.formats.elements import Element
+from qjax.formats.integer import Int
+
+FULL = -1
+"""Block size meaning "the whole axis", whatever its length."""
+
+Rule = Literal["absmax", "half", "signed", "minmax", "floor", "rceil", "even", "ceil"]
+Offset = Literal["zero_point", "minimum"]
+
+SCALE_DTYPES = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "float8_e4m3fn", "float8_e5m2")
+POWER_OF_TWO_RULES = ("floor", "rceil", "even", "ceil")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one array is quantized, as data (frozen, hashable).
+
+    element : the representable values.
+    block   : elements along the block axis that share a scale; FULL is the whole axis (per channel).
+    across  : elements along every other core axis that share a scale: 1 (each output its own), n (two-dimensional
+              tiles), FULL. `block=FULL, across=FULL` is one scale for the whole core (per tensor).
+    scale   : storage dtype of the scales, or a Format: the scales are then quantized themselves (NVFP4, double
+              quantization). As the format of scales, an integer `block` counts scales: a tile takes as many along the
+              block axis as divide it, then as many whole columns as divide the other axis.
+    rule    : from a block's range to its scale.
+              "absmax" absmax/element.max; "half" absmax/((2^b-1)/2), e.g. /7.5; "signed" signed max/-2^(b-1);
+              "minmax" (max-min)/(element.max-element.min); and for power-of-two scales, exponent from absmax:
+              "floor" (OCP MX), "rceil" (of absmax/element.max), "even" (absmax rounded to the element's mantissa
+              first), "ceil".
+    offset  : None; "zero_point": scale*(q - z), z a code, the range widened to hold 0; "minimum": scale*q + m.
+    """
+
+    element: Element
+    block: int = FULL
+    across: int = 1
+    scale: str | Format = "bfloat16"
+    rule: Rule = "absmax"
+    offset: Offset | None = None
+
+    def __post_init__(self):
+        def refuse(why: str):
+            raise ValueError(f"format of {self.element.name}: {why}")
+
+        for field in ("block", "across"):
+            size = getattr(self, field)
+            if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != FULL):
+                refuse(f"{field} must be a positive integer or FULL, got {size!r}")
+        if isinstance(self.scale, str) and self.scale not in SCALE_DTYPES:
+            refuse(f"scale dtype {self.scale!r} is none of {', '.join(SCALE_DTYPES)}")
+        if self.rule not in get_args(Rule):
+            refuse(f"scale rule {self.rule!r} is none of {', '.join(get_args(Rule))}")
+        if self.offset is not None and self.offset not in get_args(Offset):
+            refuse(f"offset {self.offset!r} is none of None, {', '.join(get_args(Offset))}")
+        integer = isinstance(self.element, Int)
+        if self.rule in ("half", "signed") and not (integer and self.element.min < 0):
+            refuse(f"rule {self.rule!r} is for signed integers")
+        if (self.rule == "minmax") != (self.offset is not None):
+            refuse("rule 'minmax' and an offset belong together")
+        if self.offset == "zero_point" and not (integer and self.element.min == 0):
+            refuse("a zero point needs an unsigned integer element (its codes are 0..2^b-1)")
+        if self.element.max <= 0 and self.rule != "signed":
+            refuse(f"its largest value is {self.element.max}: only rule 'signed' or an offset can use it")
+        if not isinstance(self.scale, str) and self.scale.offset == "zero_point":
+            refuse("scales are quantized with no offset or with offset 'minimum'")
+
+    @property
+    def tensor(self) -> bool:
+        """Whether one scale serves the whole core."""
+        return self.block == FULL and self.across == FULL
+
+    @property
+    def name(self) -> str:
+        """The shortest spelling that `parse` reads back, or the description in words where there is none."""
+        from qjax.formats.spelling import spell
+
+        return spell(self)

@@ -1,0 +1,112 @@
+"""Scale rules: from a block's range to its scale, in float32; and storing a scale in a narrow dtype."""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax import Array, lax
+
+from qjax.formats.elements import E4M3, E5M2, E8M0, Element
+from qjax.formats.format import Format
+from qjax.formats.minifloat import Float
+
+F32_MAX = float(np.finfo(np.float32).max)
+F32_TINY = float(np.finfo(np.float32).tiny)
+NARROW: dict[str, Float] = {"float8_e8m0fnu": E8M0, "float8_e4m3fn": E4M3, "float8_e5m2": E5M2}
+
+
+def scale_of(fmt: Format, low: Array, high: Array, empty: float = 1.0) -> Array:
+    """The unrounded scale (float32) of blocks whose values lie in [low, high] (float32, finite or NaN).
+
+    A block of zeros gets `empty`. NaN stays NaN. Infinities must have been clipped with `clip_range`.
+    """
+    e = fmt.element
+    absmax = jnp.maximum(-low, high)
+    if fmt.rule == "absmax":
+        scale = absmax / jnp.float32(e.max)
+    elif fmt.rule == "half":
+        scale = absmax / jnp.float32((2**e.bits - 1) / 2)
+    elif fmt.rule == "signed":
+        scale = jnp.where(high >= -low, high, low) / jnp.float32(e.min)
+    elif fmt.rule == "minmax":
+        scale = (high - low) / jnp.float32(e.max - e.min)
+        # Equal values leave no width: with a minimum any scale serves, the minimum is the value.
+        return jnp.where(high == low, jnp.float32(1), scale)
+    else:
+        scale = _power_of_two(fmt.rule, e, absmax)
+    return jnp.where(absmax == 0, jnp.float32(empty), scale)
+
+
+def _power_of_two(rule: str, e: Element, absmax: Array) -> Array:
+    """2^k as float32 from the bits of absmax (OCP MX v1.0 section 6.3 and its variants); k in -126..127."""
+    one, mask = jnp.int32(1), jnp.int32(0x7FFFFF)
+    if rule == "rceil":
+        absmax = absmax / jnp.float32(e.max)
+    pattern = lax.bitcast_convert_type(absmax, jnp.int32)
+    if rule == "even":
+        mantissa = e.mantissa if isinstance(e, Float) else e.bits - 2
+        pattern = pattern + (one << (22 - mantissa))
+    power = pattern >> 23
+    if rule in ("rceil", "ceil"):
+        power = power + ((pattern & mask) != 0).astype(jnp.int32)
+    if rule != "rceil":
+        power = power - e.top_exponent
+    # Exponent -127 would be a float32 subnormal, which XLA flushes: the smallest scale is 2^-126.
+    scale = lax.bitcast_convert_type(jnp.clip(power, 1, 254) << 23, jnp.float32)
+    return jnp.where(jnp.isnan(absmax), jnp.float32(jnp.nan), scale)
+
+
+def clip_range(fmt: Format, low: Array, high: Array, positive: bool = False) -> tuple[Array, Array]:
+    """Clips a range to what decodes to finite float32 values; NaN stays; with a zero point 0 is included.
+
+    `positive` says that low > 0, so that high - low cannot overflow.
+    """
+    top = F32_MAX
+    if fmt.offset == "minimum":
+        top = F32_MAX * (1 - 2.0**-12 if positive else 0.5)
+    elif fmt.offset == "zero_point":  # high - low, and half a step that rounding the zero point may add
+        span = fmt.element.max
+        top = F32_MAX / 2 * span / (span + 1)
+    low, high = jnp.clip(low, jnp.float32(-top), jnp.float32(top)), jnp.clip(high, jnp.float32(-top), jnp.float32(top))
+    if fmt.offset == "zero_point":
+        low, high = jnp.minimum(low, jnp.float32(0)), jnp.maximum(high, jnp.float32(0))
+    return low, high
+
+
+@functools.cache
+def limits(dtype: str, reach: float) -> tuple[float, float]:
+    """Smallest and largest scale of storage `dtype` such that scale times `reach` stays finite in float32."""
+    if dtype in NARROW:
+        levels = NARROW[dtype].levels()
+        levels = levels[levels >= F32_TINY]
+        return float(levels[0]), float(levels[levels <= F32_MAX / max(reach, 1.0)][-1])
+    storage = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    info = ml_dtypes.finfo(storage)
+    bound = min(float(info.max), F32_MAX / max(reach, 1.0))
+    top = np.asarray(bound, storage)
+    if float(top) > bound:
+        top = np.nextafter(top, np.asarray(0, storage))
+    return max(float(info.smallest_subnormal), F32_TINY), float(top)
+
+
+def store(scale: Array, dtype: str, fmt: Format) -> Array:
+    """A scale of `fmt` rounded to storage `dtype`: nearest even, never zero, never infinite; sign and NaN kept."""
+    reach = max(abs(fmt.element.min), abs(fmt.element.max)) if fmt.offset is None else 1.0
+    low, high = limits(dtype, reach)
+    size = jnp.clip(jnp.abs(scale), jnp.float32(low), jnp.float32(high))
+    scale = jnp.where(scale < 0, -size, size)
+    if dtype in NARROW:
+        return lax.bitcast_convert_type(NARROW[dtype].encode(scale), jnp.dtype(dtype))
+    if dtype == "float32" and fmt.offset == "minimum":
+        # Sixteen significant bits make code*scale exact, so that a fused multiply-add changes no bit of scale*q + m.
+        pattern = lax.bitcast_convert_type(scale, jnp.int32)
+        return lax.bitcast_convert_type((pattern + 0x80) & ~0xFF, jnp.float32)
+    return scale.astype(dtype)
+
+
+def load(scale: Array) -> Array:
+    """A stored scale or offset as float32, exactly."""
+    return scale.astype(jnp.float32)

@@ -1,0 +1,14 @@
+"""The symmetric range that holds every value (catalogue C1)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from qjax.ranges.range import Project
+
+
+def absmax(x: Array, axes: tuple[int, ...], symmetric: bool, project: Project) -> tuple[Array, Array]:
+    """-max|x|, max|x| of each block; NaN if it holds one."""
+    high = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+    return -high, high

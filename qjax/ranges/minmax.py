@@ -1,0 +1,13 @@
+"""The range between a block's least and largest value (catalogue C1)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from qjax.ranges.range import Project
+
+
+def minmax(x: Array, axes: tuple[int, ...], symmetric: bool, project: Project) -> tuple[Array, Array]:
+    """min x, max x of each block; NaN if it holds one."""
+    return jnp.min(x, axis=axes, keepdims=True), jnp.max(x, axis=axes, keepdims=True)

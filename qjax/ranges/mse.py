@@ -1,0 +1,50 @@
+"""Ranges found by a grid search for the least error (catalogue C3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from qjax.ranges.range import Project
+
+
+@dataclass(frozen=True)
+class mse:
+    """Of `points` shrunken min-max ranges, 1 - shrink*i/points of the full one, the one with least sum |error|^norm.
+
+    `norm=2.4` is what GPTQ's own search uses. Ties go to the wider range, so an exact block stays exact. A block with
+    a NaN keeps its full range, which is NaN.
+    """
+
+    points: int = 40
+    shrink: float = 0.8
+    norm: float = 2.0
+
+    def __post_init__(self):
+        if self.points < 1 or not 0 < self.shrink < 1 or not self.norm > 0:
+            raise ValueError(f"mse needs points >= 1, 0 < shrink < 1 and norm > 0, got {self}")
+
+    def __call__(self, x: Array, axes: tuple[int, ...], symmetric: bool, project: Project) -> tuple[Array, Array]:
+        if symmetric:
+            high = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+            low = -high
+        else:
+            low, high = jnp.min(x, axis=axes, keepdims=True), jnp.max(x, axis=axes, keepdims=True)
+        # Errors relative to the range: |error|^norm of tiny weights would underflow.
+        unit = jnp.maximum(jnp.maximum(-low, high), jnp.float32(jnp.finfo(jnp.float32).tiny))
+
+        def loss(factor: Array) -> Array:
+            error = jnp.abs(project(low * factor, high * factor) - x) / unit
+            return jnp.sum(error**self.norm if self.norm != 2 else error * error, axis=axes, keepdims=True)
+
+        def body(i: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+            factor = jnp.float32(1) - jnp.float32(self.shrink / self.points) * i.astype(jnp.float32)
+            error = loss(factor)
+            better = error < best[0]
+            return jnp.where(better, error, best[0]), jnp.where(better, factor, best[1])
+
+        one = jnp.float32(1)
+        _, factor = lax.fori_loop(1, self.points, body, (loss(one), jnp.ones_like(high)))
+        return low * factor, high * factor

@@ -1,0 +1,6 @@
+"""Roundings: which code a value gets. Pytrees, so that a key inside is data and not a recompilation."""
+
+from qjax.rounding.nearest import Nearest, nearest
+from qjax.rounding.stochastic import Stochastic, stochastic
+
+__all__ = ["Nearest", "Stochastic", "nearest", "stochastic"]

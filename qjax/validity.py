@@ -1,0 +1,102 @@
+"""Whether a quantized array is well formed: structure, shapes, scales and codes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qjax import blocks
+from qjax.formats import rules
+from qjax.formats.table import Table
+from qjax.qarray import QArray
+
+
+def check(q: QArray, name: str = "array") -> None:
+    """Raises ValueError naming `name` and the part that is wrong; concrete arrays only (TypeError under a trace).
+
+    Structure, shapes and batch ranks; scales finite, not zero (negative ones occur only with rule "signed"); offsets
+    finite, zero points among the codes; codes in range and none that stands for NaN or infinity.
+
+    >>> from qjax.quantization import quantize
+    >>> check(quantize(jnp.ones((64, 2)), "nvfp4"))
+    """
+    if not isinstance(q, QArray):
+        raise TypeError(f"{name}: expected a QArray, got {type(q).__name__}")
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(q)):
+        raise TypeError(f"{name}: check needs concrete arrays; call it outside jit")
+    _check_structure(q, name)
+    _check_codes(q, name)
+    for i, scale in enumerate(q.scales):
+        _check_child(q, scale, f"{name}.scales[{i}]", scale=True)
+    if q.offset is not None:
+        _check_child(q, q.offset, f"{name}.offset", scale=False)
+
+
+def _check_structure(q: QArray, name: str) -> None:
+    meta = q.meta
+    if not q.scales:
+        raise ValueError(f"{name}: a quantized array has at least one scale")
+    if (q.offset is None) != (meta.offset is None):
+        raise ValueError(
+            f"{name}: meta says offset {meta.offset!r}, the array has {'none' if q.offset is None else 'one'}"
+        )
+    if q.codes.ndim < len(meta.block):
+        raise ValueError(f"{name}: codes {q.codes.shape} have fewer axes than block {meta.block}")
+    core = q.codes.shape[q.codes.ndim - len(meta.block) :]
+    for axis, (n, b, p) in enumerate(zip(core, meta.block, meta.padding, strict=True)):
+        if b > 0 and n % b:
+            raise ValueError(f"{name}: core axis {axis} has {n} codes, no whole number of blocks of {b}")
+        if p < 0 or p >= max(b, 1) + (b == -1):
+            raise ValueError(f"{name}: padding {p} on core axis {axis} is not less than a block of {b}")
+    if q.table is not None:
+        levels = len(meta.element.values())
+        if not isinstance(meta.element, Table) or q.table.ndim != len(q.batch_shape) + 1 or q.table.shape[-1] > levels:
+            raise ValueError(f"{name}: table {q.table.shape} does not fit element {meta.element.name}")
+        if not bool(jnp.all(jnp.isfinite(q.table))) or not bool(jnp.all(jnp.diff(q.table, axis=-1) > 0)):
+            raise ValueError(f"{name}: the table must be finite and ascending")
+
+
+def _check_child(q: QArray, child, name: str, scale: bool) -> None:
+    core = q.codes.shape[q.codes.ndim - len(q.meta.block) :]
+    grid = blocks.grid_shape(core, q.meta.block)
+    if len(child.shape) != q.codes.ndim:
+        raise ValueError(
+            f"{name}: rank {len(child.shape)} differs from the codes' {q.codes.ndim}: {tuple(child.shape)}"
+        )
+    allowed = (*q.batch_shape, *grid)
+    # Shared batch axes have size 1, and a second scale may serve several blocks.
+    if any(n not in (m, 1) for n, m in zip(child.shape, allowed, strict=True)):
+        raise ValueError(f"{name}: shape {tuple(child.shape)} does not fit the blocks {allowed}")
+    if isinstance(child, QArray):
+        check(child, name)
+        return
+    value = np.asarray(rules.load(child))
+    if not np.all(np.isfinite(value)):
+        at = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+        raise ValueError(f"{name}: {value[at]} at {at}; the weights of that block are not finite")
+    if scale and np.any(value == 0):
+        at = tuple(int(i) for i in np.argwhere(value == 0)[0])
+        raise ValueError(f"{name}: zero scale at {at}")
+    if not scale and q.meta.offset == "zero_point":
+        e = q.meta.element
+        if np.any(value != np.round(value)) or np.any(value < e.min) or np.any(value > e.max):
+            raise ValueError(f"{name}: zero points must be codes {e.min:g}..{e.max:g}")
+
+
+def _check_codes(q: QArray, name: str) -> None:
+    e = q.meta.element
+    if not jnp.issubdtype(q.codes.dtype, jnp.integer):
+        raise ValueError(f"{name}.codes: expected integers, got {q.codes.dtype}")
+    codes, values = np.asarray(q.codes).astype(np.int64), e.values()
+    valid = np.isfinite(values)
+    if e.code_dtype == "int8":
+        valid &= values >= e.min
+        low, high = -(2 ** (e.bits - 1)), 2 ** (e.bits - 1) - 1
+    else:
+        low, high = 0, len(values) - 1
+    wrong = (codes < low) | (codes > high)
+    wrong |= ~valid[np.where(wrong, 0, codes) % len(values)]
+    if np.any(wrong):
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(f"{name}.codes: {codes[at]} at {at} is no finite {e.name} ({int(wrong.sum())} such codes)")
