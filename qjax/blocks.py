@@ -40,7 +40,7 @@ def split(x: Array, block: Block) -> tuple[Array, tuple[int, ...]]:
     batch = x.ndim - len(block)
     shape, inside = list(x.shape[:batch]), []
     for n, b in zip(x.shape[batch:], block, strict=True):
-        if b == FULL or b == n:
+        if b in (FULL, n):
             inside.append(len(shape))
             shape.append(n)
         elif b == 1:
@@ -56,7 +56,7 @@ def spread(per_block: Array, core_shape: tuple[int, ...], block: Block) -> Array
     batch = per_block.ndim - len(block)
     shape = list(per_block.shape[:batch])
     for blocks, n, b in zip(per_block.shape[batch:], core_shape, block, strict=True):
-        shape += [blocks] if b == FULL or b == n or b == 1 else [blocks, 1]
+        shape += [blocks] if b in (FULL, n, 1) else [blocks, 1]
     return per_block.reshape(shape)
 
 
@@ -71,5 +71,5 @@ def enlarge(per_block: Array, core_shape: tuple[int, ...], block: Block) -> Arra
     x = spread(per_block, core_shape, block)
     full = []
     for n, b in zip(core_shape, block, strict=True):
-        full += [n] if b == FULL or b == n or b == 1 else [n // b, b]
+        full += [n] if b in (FULL, n, 1) else [n // b, b]
     return jnp.broadcast_to(x, (*batch, *full)).reshape(*batch, *core_shape)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Protocol
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -94,7 +94,7 @@ def padded(w: Array, meta: Meta) -> Array:
     return blocks.pad(w, meta.padding, "edge" if meta.offset == "minimum" else "constant")
 
 
-def _on_grid(grid: Grid, w: Array, code) -> QArray:
+def _on_grid(grid: Grid, w: Array, code: Callable[[Array, Array, Array | None], Array]) -> QArray:
     meta = grid.meta
     w = padded(w, meta)
     core = _core(w, meta)

@@ -31,7 +31,7 @@ class Meta:
     dtype: str = "float32"
     length: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.padding:
             object.__setattr__(self, "padding", (0,) * len(self.block))
         if len(self.padding) != len(self.block):

@@ -11,19 +11,24 @@ import jax.numpy as jnp
 from jax import Array
 
 from qjax import blocks, fitting
+from qjax.accounting import bits_per_weight, nbytes
 from qjax.coding import Rounding, Steps, decode, decode_with, encode, encode_with, steps
 from qjax.formats.format import FULL, Format
 from qjax.formats.spelling import as_format
 from qjax.qarray import Grid, QArray
 from qjax.ranges import Range
+from qjax.validity import check
 
 __all__ = [
+    "bits_per_weight",
+    "check",
     "decode_with",
     "dequantize",
     "encode",
     "encode_with",
     "fake_quantize",
     "fit",
+    "nbytes",
     "outer_steps",
     "quantize",
     "stack_groups",
@@ -59,7 +64,7 @@ def quantize(
 
 @functools.partial(jax.jit, static_argnames=("fmt", "axes", "batch_axes", "range"))
 def _quantize(
-    w: Array, rounding: Rounding | None, *, fmt: Format, axes: tuple[int, ...], batch_axes: int, range
+    w: Array, rounding: Rounding | None, *, fmt: Format, axes: tuple[int, ...], batch_axes: int, range: Range | None
 ) -> QArray:
     return encode(_fit(w, fmt, axes, batch_axes, range, None), w, rounding)
 
@@ -117,11 +122,13 @@ def _straight_through(w: Array, fmt: Format, axes: tuple[int, ...], batch_axes: 
     return dequantize(_quantize(w, None, fmt=fmt, axes=axes, batch_axes=batch_axes, range=range))
 
 
-def _forward(w, fmt, axes, batch_axes, range):
+def _forward(w: Array, fmt: Format, axes: tuple[int, ...], batch_axes: int, range: Range | None) -> tuple[Array, None]:
     return _straight_through(w, fmt, axes, batch_axes, range), None
 
 
-def _backward(fmt, axes, batch_axes, range, _, g):
+def _backward(
+    fmt: Format, axes: tuple[int, ...], batch_axes: int, range: Range | None, residual: None, g: Array
+) -> tuple[Array]:
     return (g,)
 
 
@@ -159,7 +166,9 @@ def stack_groups(parts: Grid, whole: Grid) -> Grid:
     return Grid(scales, offset, whole.table, whole.meta)
 
 
-def _canonical(w: Array, fmt: Format | str, axis: int | Sequence[int], batch_axes: int):
+def _canonical(
+    w: Array, fmt: Format | str, axis: int | Sequence[int], batch_axes: int
+) -> tuple[Format, tuple[int, ...], Array]:
     fmt, w = as_format(fmt), jnp.asarray(w)
     if not jnp.issubdtype(w.dtype, jnp.floating):
         raise TypeError(f"only real floating-point arrays are quantized, got {w.dtype}{list(w.shape)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from qjax import blocks
 from qjax.formats import rules
@@ -57,7 +58,7 @@ def _check_structure(q: QArray, name: str) -> None:
             raise ValueError(f"{name}: the table must be finite and ascending")
 
 
-def _check_child(q: QArray, child, name: str, scale: bool) -> None:
+def _check_child(q: QArray, child: Array | QArray, name: str, scale: bool) -> None:
     core = q.codes.shape[q.codes.ndim - len(q.meta.block) :]
     grid = blocks.grid_shape(core, q.meta.block)
     if len(child.shape) != q.codes.ndim:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 from qjax.formats.elements import Element
 from qjax.formats.integer import Int
@@ -44,8 +44,8 @@ class Format:
     rule: Rule = "absmax"
     offset: Offset | None = None
 
-    def __post_init__(self):
-        def refuse(why: str):
+    def __post_init__(self) -> None:
+        def refuse(why: str) -> NoReturn:
             raise ValueError(f"format of {self.element.name}: {why}")
 
         for field in ("block", "across"):

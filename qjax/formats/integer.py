@@ -26,7 +26,7 @@ class Int:
     narrow: bool = False
     signed: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise ValueError(f"Int.bits must be 1..8, got {self.bits}")
         if self.narrow and (self.bits == 1 or not self.signed):
@@ -51,7 +51,7 @@ class Int:
     @property
     def top_exponent(self) -> int:
         """floor(log2(max)), the emax of the MX specification; 0 for a one-bit signed integer."""
-        return int(math.floor(math.log2(self.max))) if self.max > 0 else 0
+        return math.floor(math.log2(self.max)) if self.max > 0 else 0
 
     def values(self) -> np.ndarray:
         """Value of every code as float32, in the order of the two's-complement bit pattern."""

@@ -14,7 +14,7 @@ Specials = Literal["none", "nan", "ieee"]
 
 @dataclass(frozen=True)
 class Float:
-    """Sign, `exponent` and `mantissa` bits; a code is the bit pattern in a uint8 (OCP FP8 and MX v1.0; catalogue A5-A8).
+    """Sign, `exponent` and `mantissa` bits; a code is the bit pattern in a uint8 (OCP FP8, OCP MX v1.0).
 
     `specials`: "none" (every code is finite), "nan" (only all ones, as in E4M3 and E8M0) or "ieee" (the top exponent
     holds inf and NaN, as in E5M2). `subnormals=False` means that the lowest exponent is an ordinary binade, so that
@@ -31,7 +31,7 @@ class Float:
     subnormals: bool = True
     signed: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.bias is None:
             object.__setattr__(self, "bias", 2 ** (self.exponent - 1) - 1)
         if self.exponent < 1 or self.mantissa < 0 or self.bits > 8:

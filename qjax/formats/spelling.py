@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 
-from qjax.formats.elements import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, NF4, Element, element
+from qjax.formats.elements import E2M1, E2M3, E3M2, E4M3, E5M2, NF4, Element, element
 from qjax.formats.format import FULL, POWER_OF_TWO_RULES, Format
 from qjax.formats.integer import Int
 from qjax.formats.minifloat import Float

@@ -25,7 +25,7 @@ class Table:
     name: str
     entries: tuple[float, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         entries = np.asarray(self.entries, np.float32)
         if not 2 <= len(entries) <= 256:
             raise ValueError(f"table {self.name!r} has {len(entries)} values, expected 2..256")
@@ -51,7 +51,7 @@ class Table:
     @property
     def top_exponent(self) -> int:
         """floor(log2(max))."""
-        return int(math.floor(math.log2(self.max)))
+        return math.floor(math.log2(self.max))
 
     def values(self) -> np.ndarray:
         """Value of every code as float32."""

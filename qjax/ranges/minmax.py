@@ -9,5 +9,5 @@ from qjax.ranges.range import Project
 
 
 def minmax(x: Array, axes: tuple[int, ...], symmetric: bool, project: Project) -> tuple[Array, Array]:
-    """min x, max x of each block; NaN if it holds one."""
+    """Least and largest value of each block; NaN if it holds one."""
     return jnp.min(x, axis=axes, keepdims=True), jnp.max(x, axis=axes, keepdims=True)

@@ -22,7 +22,7 @@ class mse:
     shrink: float = 0.8
     norm: float = 2.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.points < 1 or not 0 < self.shrink < 1 or not self.norm > 0:
             raise ValueError(f"mse needs points >= 1, 0 < shrink < 1 and norm > 0, got {self}")
 

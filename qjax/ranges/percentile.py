@@ -22,7 +22,7 @@ class percentile:
 
     p: float = 99.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.p <= 100:
             raise ValueError(f"percentile p must lie in (0, 100], got {self.p}")
 
