@@ -1,0 +1,42 @@
+"""How an implementation of matmul is described and chosen for one quantized leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Implementation(NamedTuple):
+    """One way to compute x @ W for a quantized leaf."""
+
+    name: str
+    refuse: Callable[[Any, int, str], str | None]  # (leaf, tokens, platform) -> why it cannot run, or None
+    prefer: Callable[[Any, int, str], bool]  # (leaf, tokens, platform) -> whether it is the fast choice there
+    run: Callable[[jax.Array, Any, Any], jax.Array]  # (x [batch..., tokens..., K], leaf, output dtype)
+
+
+def choose(
+    candidates: Sequence[Implementation], leaf: Any, tokens: int, platform: str, name: str | None = None
+) -> Implementation:
+    """The implementation called `name`, or the first preferred one, or the first that can run.
+
+    Raises ValueError when `name` is unknown or cannot run, ExceptionGroup when nothing can.
+    """
+    refusals = {c.name: c.refuse(leaf, tokens, platform) for c in candidates}
+    if name is not None:
+        if name not in refusals:
+            raise ValueError(
+                f"no implementation {name!r} for {type(leaf).__name__} {leaf.shape}: know {list(refusals)}"
+            )
+        if refusals[name] is not None:
+            raise ValueError(f"implementation {name!r} cannot run {type(leaf).__name__} {leaf.shape}: {refusals[name]}")
+        return next(c for c in candidates if c.name == name)
+    able = [c for c in candidates if refusals[c.name] is None]
+    if not able:
+        raise ExceptionGroup(
+            f"no implementation runs {type(leaf).__name__} {leaf.shape} on {platform}",
+            [ValueError(f"{n}: {why}") for n, why in refusals.items()],
+        )
+    return next((c for c in able if c.prefer(leaf, tokens, platform)), able[0])

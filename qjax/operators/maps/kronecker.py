@@ -1,0 +1,52 @@
+"""Kronecker(factors): a matrix that is a Kronecker product, applied factor by factor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from qjax.operators.operator import Map, batched
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Kronecker(Map):
+    """x @ (F_1 kron F_2 kron ...), F_i [batch..., n_i, n_i] (FlatQuant P1 x P2, Hadamard products); cost K * sum(n_i) a token.
+
+    `orthogonal` states that every factor is, so that the inverse is the transpose; otherwise factors are inverted.
+    """
+
+    factors: tuple[jax.Array, ...]
+    orthogonal: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        return self.factors[0].shape[:-2]
+
+    def apply(self, x: jax.Array) -> jax.Array:
+        return batched(kronecker_product, self.factors[0].ndim - 2)(x, self.factors)
+
+    def transpose(self) -> Kronecker:
+        return Kronecker(tuple(jnp.swapaxes(f, -1, -2) for f in self.factors), self.orthogonal)
+
+    def inverse(self) -> Kronecker:
+        return self.transpose() if self.orthogonal else Kronecker(tuple(jnp.linalg.inv(f) for f in self.factors))
+
+
+def kronecker_product(x: jax.Array, factors: Sequence[jax.Array | np.ndarray]) -> jax.Array:
+    """x [..., K] @ (F_1 kron F_2 kron ...), blockwise where the product of sizes divides K; sums in float32 at least."""
+    sizes = [f.shape[0] for f in factors]
+    if x.shape[-1] % math.prod(sizes):
+        raise ValueError(f"a Kronecker product of sizes {sizes} does not divide {x.shape[-1]} features")
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    y = x.astype(wide).reshape(*x.shape[:-1], -1, *sizes)
+    for factor in factors:  # contracting the first size appends it last: after all of them the order is restored
+        axis = y.ndim - len(sizes)
+        y = lax.dot_general(y, jnp.asarray(factor).astype(wide), (((axis,), (0,)), ((), ())), precision="highest")
+    return y.reshape(x.shape).astype(x.dtype)

@@ -1,0 +1,70 @@
+"""Sparse(values, ins, outs; size): a matrix given by its nonzero entries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qjax.operators.operator import Operator, batched
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Sparse(Operator):
+    """W[ins[j], outs[j]] += values[j]: outliers kept apart (SpQR, SqueezeLLM). Arrays are [batch..., nonzeros].
+
+    Indices may be of any unsigned type wide enough; they are counted as stored. `size` is (K, N).
+    """
+
+    values: jax.Array
+    ins: jax.Array
+    outs: jax.Array
+    size: tuple[int, int] = field(metadata={"static": True})
+
+    @classmethod
+    def largest(cls, w: jax.Array, count: int) -> Sparse:
+        """The `count` entries of w [K, N] of largest magnitude, with the narrowest indices."""
+        _, flat = jax.lax.top_k(jnp.abs(w).reshape(-1), count)
+        K, N = w.shape
+        return cls(
+            jnp.take(w.reshape(-1), flat), (flat // N).astype(narrowest(K)), (flat % N).astype(narrowest(N)), (K, N)
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.values.shape[:-1], *self.size)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.values.dtype)
+
+    def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+
+        def scatter(x: jax.Array, values: jax.Array, ins: jax.Array, outs: jax.Array) -> jax.Array:
+            terms = x[..., ins].astype(wide) * jnp.broadcast_to(values.astype(wide), (*x.shape[:-1], values.size))
+            return jnp.zeros((*x.shape[:-1], self.size[1]), wide).at[..., outs].add(terms)
+
+        y = batched(scatter, self.values.ndim - 1)(x, self.values, *self._indices())
+        return y.astype(x.dtype if dtype is None else dtype)
+
+    def affine(self) -> tuple[jax.Array, jax.Array | None]:
+        def fill(values: jax.Array, ins: jax.Array, outs: jax.Array) -> jax.Array:
+            return jnp.zeros(self.size, values.dtype).at[ins, outs].add(values)
+
+        return batched(fill, self.values.ndim - 1)(self.values, *self._indices()), None
+
+    def transpose(self) -> Sparse:
+        return Sparse(self.values, self.outs, self.ins, self.size[::-1])
+
+    def _indices(self) -> tuple[jax.Array, jax.Array]:
+        return self.ins.astype(jnp.int32), self.outs.astype(jnp.int32)
+
+
+def narrowest(length: int) -> Any:
+    """The narrowest unsigned type that indexes `length` entries."""
+    return jnp.uint8 if length <= 2**8 else jnp.uint16 if length <= 2**16 else jnp.uint32
