@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-# Finite, so that a row with nothing to see gives a uniform distribution and no NaN; exp of it is zero in every other row.
+# Finite, so that a row with nothing to see gives a uniform distribution and no NaN; in every other row its exp is zero.
 MASKED = -1e30
 
 

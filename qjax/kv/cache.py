@@ -14,9 +14,9 @@ class Cache(Protocol):
     A cache is a frozen, hashable description; its state is a pytree that travels through jit, scan and while loops. A
     decoder holds one codec for keys and one for values, since published methods treat them differently.
 
-    `positions` are the absolute positions of the tokens, int32 [batch, tokens]. A negative position marks padding: such a
-    token is not stored and nobody attends to it, so left-padded batches need nothing else. Appending n tokens at once
-    and one by one must lead to the same state.
+    `positions` are the absolute positions of the tokens, int32 [batch, tokens]. A negative position marks padding: such
+    a token is not stored and nobody attends to it, so left-padded batches need nothing else. Appending n tokens at
+    once and one by one must lead to the same state.
 
     Attributes:
         bits: stored bits per element, scales included.
@@ -42,14 +42,21 @@ class Cache(Protocol):
         ...
 
     def scores(self, state: Any, q: Array, positions: Array) -> Array:
-        """q [batch, tokens, query heads, dim] against every slot: float32 [batch, query heads, tokens, capacity].
+        """Scores of q [batch, tokens, query heads, dim] against every slot.
+
+        Returns:
+            float32 [batch, query heads, tokens, capacity], unscaled.
 
         Slots that a query at its position may not see (later, empty or padding) hold `attention.MASKED`.
         """
         ...
 
     def mix(self, state: Any, p: Array) -> Array:
-        """Probabilities p [batch, query heads, tokens, capacity] times values: float32 [batch, tokens, query heads, dim]."""
+        """Sums of the values weighted by p [batch, query heads, tokens, capacity].
+
+        Returns:
+            float32 [batch, tokens, query heads, dim].
+        """
         ...
 
     def decode(self, state: Any) -> tuple[Array, Array]:

@@ -43,7 +43,8 @@ def open_gguf(path: str | Path) -> GGUFReader:
     """
     try:
         reader = GGUFReader(path)
-    except ValueError as error:
+    # The reader checks the magic number and then trusts the lengths it finds.
+    except (ValueError, IndexError, KeyError) as error:
         raise ValueError(f"{path} is not a readable GGUF file: {error}") from error
     family = metadata(reader, "general.architecture")
     if family != "llama":
@@ -111,7 +112,9 @@ def read_parameters(reader: GGUFReader, arch: Architecture) -> dict[str, Any]:
         path = _path(tensor.name)
         if path is None:
             raise ValueError(f"the GGUF file has a tensor {tensor.name!r} that no Llama-family parameter answers to")
-        leaves[path] = jnp.asarray(_to_ours(arch, path, dequantize(tensor.data, tensor.tensor_type)))
+        # A plain view: every slice of a memmap would pay for being one.
+        w = dequantize(np.asarray(tensor.data), tensor.tensor_type)
+        leaves[path] = jnp.asarray(_to_ours(arch, path, w))
     return nest(checked(leaves, arch))
 
 

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qjax.kv import Cache, FloatCache
+from qjax.kv.attention import MASKED, grouped_mix, grouped_scores, visible
+
+CACHES = [FloatCache(), FloatCache("bfloat16")]
+
+
+def random(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=lambda c: c.dtype)
+def test_is_a_cache(cache):
+    assert isinstance(cache, Cache)
+    assert hash(cache) == hash(type(cache)(cache.dtype))
+
+
+def test_bits():
+    assert [cache.bits for cache in CACHES] == [32.0, 16.0]
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=lambda c: c.dtype)
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_appending_in_pieces_is_appending_at_once(cache, cut):
+    x = random(0, 2, 5, 3, 4)
+    positions = jnp.array([[0, 1, 2, 3, 4], [-1, -1, 0, 1, 2]])
+    whole = cache.append(cache.init(2, 8, 3, 4), x, positions)
+    state = cache.init(2, 8, 3, 4)
+    for start in range(0, 5, cut):
+        state = jax.jit(cache.append)(state, x[:, start : start + cut], positions[:, start : start + cut])
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
+
+
+def test_decode_is_the_identity_where_filled():
+    cache, x = FloatCache(), random(0, 2, 3, 2, 4)
+    values, slots = cache.decode(cache.append(cache.init(2, 5, 2, 4), x, jnp.array([[0, 1, 2], [-1, 0, 1]])))
+    np.testing.assert_array_equal(slots, [[0, 1, 2, -1, -1], [0, 1, -1, -1, -1]])
+    np.testing.assert_array_equal(values[0, :3], x[0])
+    np.testing.assert_array_equal(values[1, :2], x[1, 1:])
+
+
+def test_positions_outside_the_capacity_leave_the_state_alone():
+    cache = FloatCache()
+    state = cache.append(cache.init(1, 2, 1, 4), random(0, 1, 2, 1, 4), jnp.array([[0, 1]]))
+    after = cache.append(state, random(1, 1, 2, 1, 4), jnp.array([[-1, 2]]))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_scores_and_mix_against_a_loop_over_heads():
+    cache, q, k = FloatCache(), random(0, 2, 3, 6, 4), random(1, 2, 3, 2, 4)
+    positions = jnp.array([[0, 1, 2], [-1, 0, 1]])
+    state = cache.append(cache.init(2, 4, 2, 4), k, positions)
+    scores = np.asarray(cache.scores(state, q, positions))
+    values, slots = (np.asarray(a) for a in cache.decode(state))
+    p = random(2, 2, 6, 3, 4)
+    mixed = np.asarray(cache.mix(state, p))
+    for b in range(2):
+        for h in range(6):
+            expected = np.asarray(q)[b, :, h] @ values[b, :, h // 3].T
+            seen = (slots[b][None] >= 0) & (slots[b][None] <= np.asarray(positions)[b][:, None])
+            np.testing.assert_allclose(scores[b, h], np.where(seen, expected, MASKED), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(mixed[b, :, h], np.asarray(p)[b, h] @ values[b, :, h // 3], rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_repeats_a_key_head():
+    """The largest array of the program is the scores, not a key tensor repeated for every query head."""
+    q, k = jnp.zeros((1, 2, 8, 64)), jnp.zeros((1, 1, 32, 64))
+    jaxpr = jax.make_jaxpr(grouped_scores)(q, k)
+    assert max(v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars) < 8 * 32 * 64
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="3 query heads cannot share 2 key heads"):
+        grouped_scores(jnp.zeros((1, 1, 3, 4)), jnp.zeros((1, 2, 1, 4)))
+
+
+def test_visible_hides_padding_and_the_future():
+    positions = jnp.array([[-1, 0, 1]])
+    assert visible(positions, positions)[0, 0].tolist() == [[False] * 3, [False, True, False], [False, True, True]]
+
+
+def test_mix_of_a_uniform_row_is_the_mean():
+    v = random(0, 1, 2, 5, 3)
+    y = grouped_mix(jnp.full((1, 4, 1, 5), 0.2), v)
+    np.testing.assert_allclose(y[0, 0, :2], jnp.broadcast_to(v[0, 0].mean(0), (2, 3)), rtol=1e-5, atol=1e-6)
