@@ -217,7 +217,7 @@ def _layer(
 @partial(jax.jit, static_argnums=0)
 def _block(arch: Architecture, layer: Params, x: Array, turns: tuple[Array, Array], positions: Array) -> Array:
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-        s = grouped_scores(q, k.transpose(0, 2, 1, 3)) * jnp.float32(arch.head_dim**-0.5)
+        s = grouped_scores(q * jnp.float32(arch.head_dim**-0.5), k.transpose(0, 2, 1, 3))
         s = checkpoint_name(s, "attn/scores")
         p = jax.nn.softmax(jnp.where(visible(positions, positions), s, jnp.full_like(s, MASKED)), axis=-1)
         return grouped_mix(checkpoint_name(p, "attn/probabilities"), v.transpose(0, 2, 1, 3)), None

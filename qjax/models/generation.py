@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from qjax.dispatch import is_operator
 from qjax.models.decoder import Decoder, Params
 from qjax.trace.quantized import quantized
 
@@ -97,9 +96,7 @@ def _generate(
     temperature: Array,
 ) -> Array:
     batch, width = tokens.shape
-    decode: Any = partial(model.decode, last=True)
-    if any(is_operator(leaf) for leaf in jax.tree.leaves(params, is_leaf=is_operator)):
-        decode = quantized(decode)
+    decode = quantized(partial(model.decode, last=True))
 
     def choose(logits: Array, step: Array) -> Array:
         if greedy:

@@ -87,7 +87,7 @@ def perplexity(logits, tokens):
 
 @pytest.fixture(autouse=True)
 def transformers():
-    """Version 5 keeps theta and the scaling of RoPE in one place; before it, these configurations mean something else."""
+    """Version 5 keeps theta and scaling of RoPE in one place; before it these configurations mean something else."""
     return pytest.importorskip("transformers", minversion="5.0")
 
 
