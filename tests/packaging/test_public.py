@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import re
 import types
 
 import pytest
@@ -55,3 +56,8 @@ def test_a_file_fits_in_a_head(folder):
     paths = [path for path in (ROOT / folder).rglob("*.py") if not path.is_relative_to(ROOT / "qjax" / "kernels")]
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in paths}
     assert {path: lines for path, lines in lengths.items() if lines > LONGEST} == {}
+
+
+def test_oracles_stand_where_make_oracle_looks():
+    marked = [path for path in (ROOT / "tests").rglob("*.py") if re.search(r"mark\.oracle\b", path.read_text())]
+    assert [path for path in marked if path.parent.name != "oracle" and path != pathlib.Path(__file__)] == []
