@@ -71,7 +71,9 @@ def from_hub(name: str) -> Text:
     except ImportError as error:
         raise ImportError(f"the corpus {name!r} needs `pip install datasets`; or name a text file") from error
     arguments, part, joiner = HUB[name]
-    return named(f"{name} ({'/'.join(arguments)}, {part})", joiner.join(datasets.load_dataset(*arguments)[part]["text"]))
+    return named(
+        f"{name} ({'/'.join(arguments)}, {part})", joiner.join(datasets.load_dataset(*arguments)[part]["text"])
+    )
 
 
 def load_text(source: str | Path | None = None) -> Text:

@@ -17,14 +17,14 @@ class Splits(NamedTuple):
 
 
 def split(text: str) -> Splits:
-    """Cut a text at 60 % and 80 % of its characters, each cut moved to just after the next line end.
+    r"""Cut a text at 60 % and 80 % of its characters, each cut moved to just after the next line end.
 
     The cut is in characters, not tokens, so that every tokenizer sees the same three pieces. Statistics are taken on
     `calibration`, recipes are chosen on `development`, and `report` is read once, for the number that is printed.
     A text with fewer than three lines raises ValueError.
 
     >>> split("a" * 5 + chr(10) + "b" + chr(10) + "c")
-    Splits(calibration='aaaaa\\n', development='b\\n', report='c')
+    Splits(calibration='aaaaa\n', development='b\n', report='c')
     """
     first = _line_end(text, int(len(text) * CALIBRATION))
     second = _line_end(text, max(first, int(len(text) * (CALIBRATION + DEVELOPMENT))))

@@ -85,10 +85,10 @@ def sign_test(first: Mapping[str, float], second: Mapping[str, float]) -> SignTe
 def perturb(params: Any, cells: Mapping[str, Any], replicate: int) -> Any:
     """Params of replicate r: each named weight moved uniformly within a quarter of its cell to either side.
 
-    `cells` maps a leaf's path to the width of each weight's cell on the grid it came from (`qjax.models.gguf.cells`): an
-    array whose axes divide the leaf's, each entry standing for a run of weights. The offset is uniform in [-1/4, 1/4] of
-    the width and depends on `replicate` and the path only. Raises KeyError for a path the tree lacks and ValueError for a
-    shape that does not divide the leaf's.
+    `cells` maps a leaf's path to the width of each weight's cell on the grid it came from (`qjax.models.gguf.cells`):
+    an array whose axes divide the leaf's, each entry standing for a run of weights. The offset is uniform in [-1/4,
+    1/4] of the width and depends on `replicate` and the path only. Raises KeyError for a path the tree lacks and
+    ValueError for a shape that does not divide the leaf's.
 
     >>> params = {"w": jnp.zeros((4, 2))}
     >>> moved = perturb(params, {"w": jnp.full((2, 2), 0.4)}, replicate=1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PROTOCOL = (
-    "non-overlapping windows of {length} tokens, no BOS; the {scored} next-token predictions of each window are scored; "
+    "non-overlapping windows of {length} tokens, no BOS; the {scored} next-token predictions of each are scored; "
     "perplexity = exp(mean natural-log loss)"
 )
 
@@ -105,7 +105,9 @@ def evaluate(
             columns.append(tuple(np.asarray(column) for column in score(logits, tokens, reference(index))))
     stacked = [np.concatenate(column).astype(np.float64) for column in zip(*columns, strict=True)]
     if not np.isfinite(stacked[0]).all():
-        raise ValueError(f"the loss is not finite at {int((~np.isfinite(stacked[0])).sum())} of {stacked[0].size} tokens")
+        raise ValueError(
+            f"the loss is not finite at {int((~np.isfinite(stacked[0])).sum())} of {stacked[0].size} tokens"
+        )
     protocol = PROTOCOL.format(length=length, scored=length - 1)
     divergence, flips = (stacked[1], stacked[2]) if reference is not None else (None, None)
     return Scores(stacked[0], divergence, flips, protocol)

@@ -1,7 +1,7 @@
 """Bits, always as two figures: of the weights a method was aimed at, and of the whole model.
 
-Counted: codes, scales, offsets, tables, low-rank factors, sparse values and indices, padding, learned matrices. Rotations
-that a key generates count nothing. Plain arrays count at the width they are stored in.
+Counted: codes, scales, offsets, tables, low-rank factors, sparse values and indices, padding, learned matrices.
+Rotations that a key generates count nothing. Plain arrays count at the width they are stored in.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def test_sign_test_counts():
     first, second = {"a": 1.0, "b": 2.0, "c": 0.0}, {"a": 3.0, "b": 1.0, "c": 0.5}
     assert evaluate.sign_test(first, second) == (2, 1, 0, pytest.approx(1.0))
     many = {str(i): 0.0 for i in range(20)}
-    assert evaluate.sign_test(many, {k: 1.0 for k in many}).p == pytest.approx(2 * 0.5**20)
+    assert evaluate.sign_test(many, dict.fromkeys(many, 1.0)).p == pytest.approx(2 * 0.5**20)
     assert evaluate.sign_test(many, many).p == 1.0
     with pytest.raises(ValueError, match="different matrices"):
         evaluate.sign_test({"a": 1.0}, {"b": 1.0})

@@ -56,7 +56,9 @@ def test_a_model_is_no_distance_from_itself(tables, batches):
 def test_without_a_reference_only_the_loss(tables, batches):
     scores = evaluate.evaluate(bigram, tables[0], batches)
     assert scores.divergence is scores.kl_mean is scores.kl_p99 is scores.top1_flip is None
-    with_reference = evaluate.evaluate(bigram, tables[0], batches, reference=evaluate.recomputed(bigram, tables[1], batches))
+    with_reference = evaluate.evaluate(
+        bigram, tables[0], batches, reference=evaluate.recomputed(bigram, tables[1], batches)
+    )
     np.testing.assert_array_equal(scores.loss, with_reference.loss)
 
 

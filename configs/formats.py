@@ -1,0 +1,38 @@
+"""MXFP4, NVFP4 and int4 by the paired protocol.
+
+Round-to-nearest at 4.25 bits a weight (int4_g64, MXFP4) and 4.5 bits (int4_g32, NVFP4), on five replicates of the
+model: each moves every weight within its own cell of the file's Q4_1 grid, because on the grid itself the ranking of
+4-bit
+formats can flip (catalogue A19, A20, A21, E1).
+
+Papers: OCP Microscaling Formats v1.0 (2023); NVIDIA, Pretraining Large Language Models with NVFP4 (2025,
+arXiv:2509.25149).
+
+Expected: NVFP4 better than MXFP4 (smaller blocks, finer scales); at equal bits int4_g64 better than MXFP4, whose scales
+are powers of two; NVFP4 against int4_g32 at equal bits open.
+
+Cost: about 15 minutes and 4 GB on 2 cores.
+
+    python -m experiments.run --config=configs/formats.py
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from experiments.settings import defaults
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = defaults("formats")
+    config.replicates = 5
+    config.recipe.methods = ("rtn",)
+    config.recipe.format = ("int4_g64", "mxfp4", "int4_g32", "nvfp4")
+    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
+    config.claims = (
+        ("rtn nvfp4", "rtn mxfp4"),
+        ("rtn int4_g64", "rtn mxfp4"),
+        ("rtn nvfp4", "rtn int4_g32"),
+    )
+    config.pictures = False
+    return config

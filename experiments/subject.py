@@ -1,0 +1,68 @@
+"""The model under study: a demo model, a checkpoint, or any function a module offers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import qjax
+from qjax import models
+
+
+class Subject(NamedTuple):
+    """A model (params, tokens) -> logits, its float params, its tokenizer, and its weights' cells on the file's grid.
+
+    `cells` maps a path to the width of its weights' cells (empty where the weights lie on no grid).
+    """
+
+    model: Any
+    params: Any
+    tokenizer: Any
+    cells: dict[str, Any]
+
+
+def load(name: str | None) -> Subject:
+    """None is SmolLM2-135M-Instruct; else a path, a hub id, or your own: "module:function" or "file.py:function".
+
+    That function takes no argument and returns (model, params, tokenizer), or these and the cells.
+    """
+    if name is not None and ":" in name:
+        place, function = name.rsplit(":", 1)
+        return Subject(*(*getattr(_module(place), function)(), {})[:4])
+    path = models.find(name)
+    return Subject(*models.load(path), models.cells(path) if path.suffix == ".gguf" else {})
+
+
+def _module(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    if spec is None or spec.loader is None or not Path(place).is_file():
+        raise FileNotFoundError(f"no Python file at {place}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tokenize(subject: Subject, text: str) -> list[int]:
+    """Token ids of a text, without BOS."""
+    return list(subject.tokenizer.encode(text))
+
+
+def continuation(subject: Subject, params: Any, prompt: str, steps: int, seed: int) -> str:
+    """The most probable continuation of a prompt, token by token (greedy: the same on every run)."""
+    import jax
+    import jax.numpy as jnp
+
+    tokens = jnp.asarray([tokenize(subject, prompt)], jnp.int32)
+    out = models.generate(subject.model, params, tokens, steps, jax.random.key(seed), temperature=0.0)
+    return subject.tokenizer.decode(out[0])
+
+
+def runnable(subject: Subject) -> Callable[[Any, Any], Any]:
+    """The model as a function of quantized params."""
+    return qjax.quantized(subject.model)

@@ -1,0 +1,15 @@
+"""ZeroQuant, by Yao et al. 2022 (arXiv:2206.01861): 8-bit transformers with an activation scale per token.
+
+Catalogue G1, without its distillation: 8-bit weights and 8-bit activations whose scale is found anew for each token.
+With one scale for all tokens it is the static-shape baseline the paper (and SmoothQuant) compares with.
+"""
+
+from __future__ import annotations
+
+from qjax import transforms
+from qjax.transforms.contract import Chain
+
+
+def w8a8(format: str = "int8", activations: str = "int8", granularity: str = "token") -> Chain:
+    """Rounded weights and rounded inputs, one input scale per "token" or per "tensor". Catalogue G1."""
+    return transforms.chain(transforms.rtn(format), transforms.act_quantize(activations, granularity=granularity))
