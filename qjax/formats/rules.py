@@ -26,13 +26,13 @@ def scale_of(fmt: Format, low: Array, high: Array, empty: float = 1.0) -> Array:
     e = fmt.element
     absmax = jnp.maximum(-low, high)
     if fmt.rule == "absmax":
-        scale = absmax / jnp.float32(e.max)
+        scale = _ratio(absmax, e.max)
     elif fmt.rule == "half":
-        scale = absmax / jnp.float32((2**e.bits - 1) / 2)
+        scale = _ratio(absmax, (2**e.bits - 1) / 2)
     elif fmt.rule == "signed":
-        scale = jnp.where(high >= -low, high, low) / jnp.float32(e.min)
+        scale = _ratio(jnp.where(high >= -low, high, low), e.min)
     elif fmt.rule == "minmax":
-        scale = (high - low) / jnp.float32(e.max - e.min)
+        scale = _ratio(high - low, e.max - e.min)
         # Equal values leave no width: with a minimum any scale serves, the minimum is the value.
         return jnp.where(high == low, jnp.float32(1), scale)
     else:
@@ -40,11 +40,20 @@ def scale_of(fmt: Format, low: Array, high: Array, empty: float = 1.0) -> Array:
     return jnp.where(absmax == 0, jnp.float32(empty), scale)
 
 
+def _ratio(x: Array, divisor: float) -> Array:
+    """The quotient `x / divisor`, rounded once.
+
+    XLA multiplies by the rounded reciprocal of a scalar instead, and two results in three are an ulp off. With absmax/7.5
+    that ulp decides whether the block's largest value, an exact tie, becomes -8 or -7.
+    """
+    return x / lax.optimization_barrier(jnp.full(x.shape, divisor, jnp.float32))
+
+
 def _power_of_two(rule: str, e: Element, absmax: Array) -> Array:
     """2^k as float32 from the bits of absmax (OCP MX v1.0 section 6.3 and its variants); k in -126..127."""
     one, mask = jnp.int32(1), jnp.int32(0x7FFFFF)
     if rule == "rceil":
-        absmax = absmax / jnp.float32(e.max)
+        absmax = _ratio(absmax, e.max)
     pattern = lax.bitcast_convert_type(absmax, jnp.int32)
     if rule == "even":
         mantissa = e.mantissa if isinstance(e, Float) else e.bits - 2
