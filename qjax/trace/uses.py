@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from qjax.trace import labels, versions
+from qjax.trace import labels
+from qjax.trace.arguments import Input, Traced, traced
 from qjax.trace.interpreter import evaluate
 from qjax.trace.leaf import SCANNED, TRACED, plain
 from qjax.trace.meeting import Meeting
-from qjax.trace.paths import is_leaf, leaves_with_paths, path_str
 from qjax.trace.use import Use, Uses
 from qjax.trace.walk import Lookup, Shape, Walk
 
@@ -31,55 +28,38 @@ def uses(fn: Any, params: Any, batch: Any) -> Uses:
     >>> found.targets(), found.matrix("w").contract_axes, found.excluded
     (('w',), (-1,), {'b': 'no product with an activation: used by broadcast_in_dim, add'})
     """
-    return summary(followed(fn, params, batch), params)
+    program = traced(fn, (params, batch), {})
+    return summary(follow(program), program.inputs)
 
 
-def followed(fn: Any, params: Any, batch: Any, weights: Any = None) -> Walk:
-    """The walk of fn(params, batch); `weights` (its shape) says which axes of the batch are tokens."""
-    closed, leaves = traced(fn, params, batch)
+def follow(program: Traced, weights: Sequence[int] | None = None) -> Walk:
+    """The walk of fn(params, batch); `weights` is the shape of per-token weights: it says which axes of the batch are tokens.
+
+    ValueError when no array of the batch has them in front.
+    """
     tape = Walk()
     inputs: list[Any] = []
     marked = weights is None
-    for path, spec in leaves:
-        if path is not None:
-            inputs.append(plain(path, Shape(spec.shape, spec.dtype)))
+    for i in program.inputs:
+        shape, dtype = i.leaf.shape, i.leaf.dtype
+        if i.parameter:
+            inputs.append(plain(i.path, Shape(shape, dtype)))
             continue
-        tokens = None if weights is None else labels.of_batch(spec.shape, weights.shape)
+        tokens = None if weights is None or i.first else labels.of_batch(shape, weights)
         marked = marked or tokens is not None
-        inputs.append(Shape(spec.shape, spec.dtype, tokens))
+        inputs.append(Shape(shape, dtype, tokens))
     if not marked:
-        raise ValueError(f"weights of shape {tuple(weights.shape)} match the leading axes of no array of the batch")
-    for out in evaluate(closed, inputs, tape):
-        del out
+        raise ValueError(f"weights of shape {tuple(weights or ())} match the leading axes of no array of the batch")
+    evaluate(program.jaxpr, inputs, tape)
     return tape
 
 
-def traced(fn: Any, params: Any, batch: Any) -> tuple[Any, list[tuple[str | None, Any]]]:
-    """(jaxpr of fn on the arrays of params and batch, [(path or None, shape)] of its inputs); operators count as arrays."""
-    leaves, tree = jax.tree_util.tree_flatten_with_path((params, batch), is_leaf=is_leaf)
-    moving = [i for i, (_, leaf) in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
-
-    def flat(*values: Any) -> list[Any]:
-        full = [leaf for _, leaf in leaves]
-        for i, value in zip(moving, values, strict=True):
-            full[i] = value
-        return [o for o in jax.tree.leaves(fn(*jax.tree.unflatten(tree, full))) if isinstance(o, jax.Array)]
-
-    specs = [jax.ShapeDtypeStruct(leaves[i][1].shape, leaves[i][1].dtype) for i in moving]
-    names = []
-    for i, spec in zip(moving, specs, strict=True):
-        keypath = leaves[i][0]
-        tracked = keypath[0].idx == 0 and jnp.issubdtype(spec.dtype, jnp.floating)
-        names.append((path_str(keypath[1:]) if tracked else None, spec))
-    return versions.trace(flat, *specs), names
-
-
-def summary(tape: Walk, params: Any) -> Uses:
-    """The uses a walk wrote down, per leaf of params."""
+def summary(tape: Walk, inputs: Sequence[Input]) -> Uses:
+    """The uses a walk wrote down, per parameter."""
     found: dict[str, list[Use]] = {path: [] for path in tape.order}
-    inputs: dict[Any, int] = {}
+    numbers: dict[Any, int] = {}
     for m in tape.meetings:
-        number = inputs.setdefault((id(m.x), m.key), len(inputs))
+        number = numbers.setdefault((id(m.x), m.key), len(numbers))
         found[m.leaf.source.path].append(_use(m, number))
     for lookup in tape.lookups:
         found[lookup.leaf.source.path].append(_lookup(lookup))
@@ -88,9 +68,7 @@ def summary(tape: Walk, params: Any) -> Uses:
         found[s.path].append(Use(s.path, primitive, s.shape, s.dtype, index=s.dropped))
     tables = {u.matrix_shape[-1]: p for p, us in found.items() for u in us if u.kind == "lookup"}
     impossible, excluded = {}, {}
-    for path, spec in leaves_with_paths(params).items():
-        if not hasattr(spec, "dtype") or not jnp.issubdtype(spec.dtype, jnp.floating):
-            continue
+    for path in [i.path for i in inputs if i.parameter]:
         listed = found.get(path, [])
         if reason := _impossible(listed):
             impossible[path] = excluded[path] = reason

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -93,3 +94,8 @@ def is_literal(v: Any) -> bool:
 def trace(fn: Callable[..., Any], *specs: Any) -> Any:
     """The closed jaxpr of a function of arrays that returns a flat list of arrays."""
     return jax.make_jaxpr(fn)(*specs)
+
+
+def scope(eqn: Any) -> str:
+    """The `jax.named_scope` an equation was traced in, without the names of transformations."""
+    return re.sub(r"\w+\(([^()]*)\)", r"\1", str(eqn.source_info.name_stack)).strip("/")

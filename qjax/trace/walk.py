@@ -48,13 +48,19 @@ class Walk:
         self.lookups: list[Lookup] = []
         self.routers: set[str] = set()
         self.order: list[str] = []  # paths as they are first used
-        self.scans: dict[int, labels.Axis | None] = {}  # scan equation -> the tokens it goes over
+        self.scans: dict[int, labels.Axis] = {}  # scan equation -> the tokens it goes over
+        self.labels: dict[int, labels.Labels] = {}  # product or site -> the tokens of its activation's axes
+        self.sites: dict[str, tuple[int, ...]] = {}  # values marked by checkpoint_name: shape
+        self.scope = ""
         self.known: dict[Any, Any] = {}
 
     def bind(self, eqn: Any, inputs: Sequence[Any]) -> list[Any]:
         key = same_numbers(eqn, inputs)
         if key is not None and key in self.known:
             return self.known[key][1]
+        if eqn.primitive.name == "name":
+            self._label(eqn, inputs[0])
+            self.sites["/".join(filter(None, (self.scope, versions.scope(eqn), eqn.params["name"])))] = inputs[0].shape
         if eqn.primitive.name in ("top_k", "approx_top_k"):
             self.routers |= inputs[0].origins
         tokens = labels.propagate(eqn, [x.tokens for x in inputs])
@@ -82,8 +88,12 @@ class Walk:
     def start(self, index: Any, limit: int) -> Any:
         return min(max(int(index.value), 0), limit) if isinstance(index, Constant) else index
 
+    def _label(self, eqn: Any, x: Shape) -> None:
+        self.labels[id(eqn)] = labels.meet(self.labels.get(id(eqn)), x.tokens)
+
     def use(self, meeting: Meeting) -> None:
         self.meetings.append(meeting)
+        self._label(meeting.eqn, meeting.x)
         self._seen(meeting.leaf)
 
     def looked_up(self, leaf: Leaf, eqn: Any, dim: int) -> None:
@@ -137,7 +147,11 @@ def same_numbers(eqn: Any, inputs: Sequence[Any]) -> Any:
 
 
 def call(eqn: Any, inputs: Sequence[Any], tape: Walk) -> list[Any]:
-    return evaluate(versions.called(eqn), inputs, tape)
+    outside = tape.scope
+    tape.scope = "/".join(filter(None, (outside, versions.scope(eqn))))
+    outs = evaluate(versions.called(eqn), inputs, tape)
+    tape.scope = outside
+    return outs
 
 
 def cond(eqn: Any, inputs: Sequence[Any], tape: Walk) -> list[Any]:
@@ -205,7 +219,8 @@ def scan(eqn: Any, inputs: Sequence[Any], tape: Walk) -> list[Any]:
     p = versions.scan_parts(eqn)
     consts, carry, xs = inputs[: p.consts], inputs[p.consts : p.consts + p.carry], inputs[p.consts + p.carry :]
     over = labels.scanned([x.tokens for x in xs if isinstance(x, Shape)])
-    tape.scans[id(eqn)] = over if id(eqn) not in tape.scans or tape.scans[id(eqn)] == over else None
+    if tape.scans.setdefault(id(eqn), over) != over:
+        tape.scans[id(eqn)] = ()
     sliced = [_entry(eqn, x, over, tape) for x in xs]
     kept = fixed(p.jaxpr, p.consts, carry)
     outs = _loop(eqn, p.jaxpr, consts, carry, sliced, tape)
