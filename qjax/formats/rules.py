@@ -43,8 +43,8 @@ def scale_of(fmt: Format, low: Array, high: Array, empty: float = 1.0) -> Array:
 def _ratio(x: Array, divisor: float) -> Array:
     """The quotient `x / divisor`, rounded once.
 
-    XLA multiplies by the rounded reciprocal of a scalar instead, and two results in three are an ulp off. With absmax/7.5
-    that ulp decides whether the block's largest value, an exact tie, becomes -8 or -7.
+    XLA multiplies by the rounded reciprocal of a scalar instead, and two results in three are an ulp off. With
+    absmax/7.5 that ulp decides whether the block's largest value, an exact tie, becomes -8 or -7.
     """
     return x / lax.optimization_barrier(jnp.full(x.shape, divisor, jnp.float32))
 
