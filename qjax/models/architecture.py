@@ -11,7 +11,7 @@ class Architecture:
     """Sizes and variants of a Llama-family decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU.
 
     >>> Architecture(vocab=32, width=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=16).parameters
-    1208
+    1832
     """
 
     vocab: int

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qjax import quantization
 from qjax.models import Architecture, Decoder, stack_layers
 from qjax.models.decoder import nest
 from qjax.models.generation import _generate, filtered, generate
+from qjax.trace.paths import leaves_with_paths, replace_leaves
 
 ARCH = Architecture(vocab=16, width=8, layers=2, heads=2, kv_heads=1, head_dim=4, ffn=12)
 MODEL = Decoder(ARCH)
@@ -37,6 +39,20 @@ def test_greedy_is_repeated_forward(expected):
 def test_scan_generates_the_same(expected):
     out = generate(Decoder(ARCH, scan=True), stack_layers(PARAMS), PROMPTS, 5)
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_quantized_parameters_generate_what_their_values_do(scan):
+    params = stack_layers(PARAMS) if scan else PARAMS
+    matrices = {
+        path: quantization.quantize(jnp.asarray(w), "int8", axis=-2, batch_axes=w.ndim - 2)
+        for path, w in leaves_with_paths(params).items()
+        if path.startswith("layers/") and not path.endswith("scale")
+    }
+    coded = replace_leaves(params, matrices)
+    dense = replace_leaves(params, {path: quantization.dequantize(q) for path, q in matrices.items()})
+    model = Decoder(ARCH, scan=scan)
+    np.testing.assert_array_equal(generate(model, coded, PROMPTS, 5), generate(model, dense, PROMPTS, 5))
 
 
 def test_left_padded_prompts_generate_the_same(expected):
