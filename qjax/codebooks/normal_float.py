@@ -24,7 +24,14 @@ def normal_float(bits: int = 4, offset: float = OFFSET) -> tuple[float, ...]:
         raise ValueError(f"NormalFloat needs at least 2 bits, got {bits}")
     half = 2 ** (bits - 1)
     quantile = NormalDist().inv_cdf
-    above = [quantile(p) for p in np.linspace(offset, 0.5, half + 1)[:-1]]
-    below = [-quantile(p) for p in np.linspace(offset, 0.5, half)[:-1]]
-    levels = np.sort(np.array([*above, 0.0, *below]))
-    return tuple(float(v) for v in (levels / np.max(levels)).astype(np.float32))
+    above = [quantile(p) for p in _steps(offset, 0.5, half + 1)[:-1]]
+    below = [-quantile(p) for p in _steps(offset, 0.5, half)[:-1]]
+    levels = np.sort(np.array([*above, 0.0, *below], np.float32))
+    return tuple(float(v) for v in levels / np.max(levels))
+
+
+def _steps(start: float, stop: float, n: int) -> list[float]:
+    """`n` evenly spaced float32 numbers, counted from the nearer end as the published levels were."""
+    low, high = np.float32(start), np.float32(stop)
+    step = np.float32((high - low) / np.float32(n - 1))
+    return [float(low + step * np.float32(i) if i < n // 2 else high - step * np.float32(n - 1 - i)) for i in range(n)]

@@ -59,6 +59,8 @@ class Format:
         if self.offset is not None and self.offset not in get_args(Offset):
             refuse(f"offset {self.offset!r} is none of None, {', '.join(get_args(Offset))}")
         integer = isinstance(self.element, Int)
+        if self.rule == "half" and self.element.bits == 1:
+            refuse("rule 'half' needs two bits: one signed bit holds 0 and -1, which only rule 'signed' can use")
         if self.rule in ("half", "signed") and not (integer and self.element.min < 0):
             refuse(f"rule {self.rule!r} is for signed integers")
         if (self.rule == "minmax") != (self.offset is not None):

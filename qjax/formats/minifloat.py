@@ -142,11 +142,15 @@ class Float:
         return jnp.round(a * per_ulp).astype(jnp.int32) + ((exponent - (128 - self._bias)) << self.mantissa)
 
     def _encode_bits(self, pattern: Array) -> Array:
-        """Round half to even on the float32 pattern: without subnormals every binade is cut the same way."""
+        """Round half to even on the float32 pattern: without subnormals every binade is cut the same way.
+
+        Without mantissa bits the significand to be kept is the odd 1, so that every tie goes up, as in ml_dtypes.
+        """
         cut = 23 - self.mantissa
-        rounded = (pattern + ((1 << (cut - 1)) - 1) + ((pattern >> cut) & 1)) >> cut
+        odd = (pattern >> cut) & 1 if self.mantissa else 1
+        rounded = (pattern + ((1 << (cut - 1)) - 1) + odd) >> cut
         if self._bias == 127:  # 2^-127 is a float32 subnormal: its midpoint to 2^-126 is at 0x600000
-            rounded = jnp.where(pattern < (1 << 23), (pattern > 0x600000).astype(jnp.int32), rounded)
+            rounded = jnp.where(pattern < (1 << 23), (pattern >= 0x600000).astype(jnp.int32), rounded)
         return jnp.clip(rounded - ((127 - self._bias) << self.mantissa), 0, self._top_code)
 
     def decode(self, codes: Array, table: Array | None = None) -> Array:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+from typing import cast
 
 from qjax.formats.elements import E2M1, E2M3, E3M2, E4M3, E5M2, NF4, Element, element
-from qjax.formats.format import FULL, POWER_OF_TWO_RULES, Format
+from qjax.formats.format import FULL, POWER_OF_TWO_RULES, Format, Rule
 from qjax.formats.integer import Int
 from qjax.formats.minifloat import Float
 
@@ -68,7 +69,8 @@ def _parse(name: str) -> Format | None:
         if rule == "narrow":
             return Format(Int(bits, narrow=True), block, across, dtype, "absmax")
         # One signed bit holds only 0 and -1, which serves a signed scale alone.
-        return Format(Int(bits), block, across, dtype, "signed" if rule == "signed" or bits == 1 else "half")
+        usual = "half" if bits > 1 else "signed"
+        return Format(Int(bits), block, across, dtype, cast(Rule, rule or usual))
     if match := _FP.fullmatch(name):
         chosen = element(match["element"])
         if chosen.bits != int(match[1]):
@@ -76,7 +78,8 @@ def _parse(name: str) -> Format | None:
         return Format(chosen, *_blocks(match["where"]), _DTYPES[match["dtype"] or "bf16"])
     if (match := _MXNAME.fullmatch(name)) and match["rule"] in (None, *POWER_OF_TWO_RULES):
         base = {"mxfp6": "mxfp6_e3m2", "mxfp8": "mxfp8_e4m3"}.get(match["base"], match["base"])
-        return Format(_MX[base], 32, scale="float8_e8m0fnu", rule=match["rule"] or "floor")
+        rule = cast(Rule, match["rule"] or "floor")
+        return Format(_MX[base], 32, scale="float8_e8m0fnu", rule=rule)
     if match := _NF.fullmatch(name):
         dtype = match["dtype"]
         return Format(NF4, *_blocks(match["where"]), _DTYPES[dtype] if dtype else DOUBLE)
