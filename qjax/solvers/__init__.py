@@ -1,0 +1,11 @@
+"""Solvers: the mathematics of one weight matrix `[K, N]` and its statistics; the number format is always an argument.
+
+One file a published solver, each a pure function that jits and vmaps. Nothing here knows a model, a path or a batch.
+"""
+
+from qjax.solvers import gptq
+from qjax.solvers.layer_error import objective
+from qjax.solvers.lqer import low_rank
+from qjax.solvers.nearest import rtn
+
+__all__ = ["gptq", "low_rank", "objective", "rtn"]

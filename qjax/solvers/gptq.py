@@ -1,0 +1,272 @@
+"""GPTQ: quantize one row after the other, each error repaired by the rows still free (catalogue E3).
+
+Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers", 2022. With
+H = XᵀX + λI and the upper U of H⁻¹ = UᵀU, row k of W [K, N] is rounded to q, e = (w_k - q) / U_kk, and every later row
+j gives up U_kj e. The rows of a block are repaired one by one, all later rows by one matrix product per block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from qjax.formats.format import Format
+from qjax.formats.spelling import as_format
+from qjax.qarray import QArray
+from qjax.quantization import decode_with, dequantize, encode, encode_with, quantize
+from qjax.ranges import Range
+from qjax.solvers import group_scales
+from qjax.solvers.group_scales import Groups, Scales
+from qjax.solvers.layer_error import objective
+
+Order = Literal["none", "activation"]
+Precision = Literal["float32", "float64"]
+
+RETRIES = 6
+
+
+class Factor(NamedTuple):
+    """What GPTQ takes from a Gram matrix; every weight that reads the same input shares it.
+
+    `upper [K, K]`: U with UᵀU = (H + λI)⁻¹, rows and columns in the order of processing. `sequence [K]` int32: the row
+    processed at each step. `dead [K]` bool: input channels that were never active. `damp`: the damping that was used,
+    relative to the mean of the diagonal. `fallback`: no damping made H positive definite and U is the identity, with
+    which GPTQ is round to nearest.
+    """
+
+    upper: Array
+    sequence: Array
+    dead: Array
+    damp: Array
+    fallback: Array
+
+
+class Info(NamedTuple):
+    """What GPTQ did to one matrix: damping used, fallback to round to nearest, number of dead input channels, and
+    tr(EᵀHE) of round to nearest (`before`) and of GPTQ (`after`), on the Gram matrix as given.
+    """
+
+    damp: Array
+    fallback: Array
+    dead: Array
+    before: Array
+    after: Array
+
+
+def solve(
+    w: Array,
+    gram: Array,
+    fmt: Format | str,
+    *,
+    groups: Groups = "static",
+    order: Order = "none",
+    damp: float = 0.01,
+    block: int = 128,
+    range: Range | None = None,
+    dtype: Precision = "float32",
+) -> tuple[QArray, Info]:
+    """Quantize `w [K, N]` to `fmt`, blocks along K, so that ‖X(W - Ŵ)‖² is small; `gram [K, K]` is XᵀX.
+
+    Only the direction of `gram` matters: damping is relative (λ = `damp` · mean of the diagonal), raised tenfold up to
+    six times while the Cholesky factor is not finite. If it never is, the result is round to nearest and
+    `Info.fallback` says so. Channels with a zero on the diagonal are dead: their weights are set to zero.
+
+    `groups` says when the scale of a group is fixed, counted from the first of its rows that is processed: "static" on
+    the original weights (llm-compressor), "stale" on the weights at the start of that row's block (gptq.py,
+    GPTQModel), "fresh" on the weights with all earlier errors repaired. Scales above the group (NVFP4's tensor scale)
+    always come from the original weights. `order="activation"` processes rows by falling diagonal of the Gram matrix;
+    groups keep their original members, so the result needs no index of groups. `dtype="float64"` runs factor and sweep
+    in float64, numbers themselves stay float32; jax's global x64 flag is not touched.
+
+    Weights that read the same input share the factor: call `factor` once, then `sweep` for each.
+
+    Raises:
+        ValueError: shapes do not fit, or an option is unknown; the message lists the choices.
+    """
+    _require(gram.shape == (w.shape[0], w.shape[0]), f"gram has shape {gram.shape}, a weight {w.shape} needs [K, K]")
+    factored = factor(gram, damp, order=order, dtype=dtype)
+    q, compensated = sweep(w, factored, fmt, groups=groups, block=block, range=range)
+    before, after = _objectives(w, gram, q, fmt=as_format(fmt), range=range)
+    return q, Info(factored.damp, factored.fallback, jnp.sum(factored.dead), before, after)
+
+
+def factor(gram: Array, damp: float | Array = 0.01, *, order: Order = "none", dtype: Precision = "float32") -> Factor:
+    """Factor a Gram matrix `[K, K]` for GPTQ; see `solve` for the options.
+
+    H = R Rᵀ with an upper R is one Cholesky factorization of H read backwards, and U = R⁻¹ then has UᵀU = H⁻¹: no
+    inverse of H is formed.
+
+    Raises:
+        ValueError: `gram` is not one square matrix, or an option is unknown.
+    """
+    _require(gram.ndim == 2 and gram.shape[0] == gram.shape[1], f"gram must be one square matrix, got {gram.shape}")
+    _require(order in ("none", "activation"), f"order {order!r} is neither 'none' nor 'activation'")
+    with _precision(dtype):
+        return _factor(gram, jnp.asarray(damp, jnp.float32), activation=order == "activation", dtype=dtype)
+
+
+def sweep(
+    w: Array,
+    factored: Factor,
+    fmt: Format | str,
+    *,
+    groups: Groups = "static",
+    block: int = 128,
+    range: Range | None = None,
+) -> tuple[QArray, Array]:
+    """Quantize `w [K, N]` with a factor already made: the QArray and the repaired weights that it rounds, float32.
+
+    Every column of `w` is solved on its own, so weights that share an input and a format without a scale for the whole
+    tensor may be joined along N. Runs in the precision of the factor.
+
+    Raises:
+        ValueError: shapes do not fit, or an option is unknown.
+    """
+    rows = factored.sequence.shape[0]
+    _require(w.ndim == 2 and w.shape[0] == rows, f"a factor of {rows} inputs does not fit a weight of shape {w.shape}")
+    _require(groups in group_scales.GROUPS, f"groups {groups!r} is none of {', '.join(group_scales.GROUPS)}")
+    _require(block > 0, f"block must be positive, got {block}")
+    with _precision(str(factored.upper.dtype)):
+        return _sweep(w, factored, fmt=as_format(fmt), groups=groups, block=block, range=range)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _precision(dtype: str) -> contextlib.AbstractContextManager[object]:
+    """float64 exists in jax only while x64 is on; this thread alone sees the switch."""
+    _require(dtype in ("float32", "float64"), f"dtype {dtype!r} is neither 'float32' nor 'float64'")
+    return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
+
+
+@partial(jax.jit, static_argnames=("activation", "dtype"))
+def _factor(gram: Array, damp: Array, *, activation: bool, dtype: str) -> Factor:
+    rows = gram.shape[0]
+    h = gram.astype(dtype)
+    diagonal = jnp.diagonal(h)
+    dead = diagonal == 0
+    alive = jnp.where(dead, jnp.ones_like(diagonal), diagonal)
+    mean = jnp.mean(alive)
+    sequence = jnp.argsort(-diagonal, stable=True) if activation else jnp.arange(rows)
+    backwards = sequence[::-1]
+    h = h + jnp.diag(alive - diagonal)
+    h = h[backwards[:, None], backwards[None, :]]
+    identity = jnp.eye(rows, dtype=dtype)
+
+    def cholesky(damp: Array) -> Array:
+        return lax.linalg.cholesky(h + damp.astype(dtype) * mean * identity, symmetrize_input=False)
+
+    def retry(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        tries, damp, _ = state
+        # damp = 0 is a legal start, and ten times nothing is nothing.
+        damp = jnp.maximum(damp * 10, jnp.float32(1e-6))
+        return tries + 1, damp, cholesky(damp)
+
+    def failed(state: tuple[Array, Array, Array]) -> Array:
+        tries, _, lower = state
+        return (tries < RETRIES) & ~jnp.all(jnp.isfinite(lower))
+
+    _, damp, lower = lax.while_loop(failed, retry, (jnp.int32(0), damp, cholesky(damp)))
+    inverse = lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
+    fallback = ~jnp.all(jnp.isfinite(inverse))
+    upper = jnp.where(fallback, identity, jnp.triu(inverse[::-1, ::-1]))
+    return Factor(upper, sequence.astype(jnp.int32), dead, damp, fallback)
+
+
+@partial(jax.jit, static_argnames=("fmt", "groups", "block", "range"))
+def _sweep(
+    w: Array, factored: Factor, *, fmt: Format, groups: Groups, block: int, range: Range | None
+) -> tuple[QArray, Array]:
+    rows = w.shape[0]
+    dtype = factored.upper.dtype
+    original = jnp.where(factored.dead[:, None], 0, w.astype(jnp.float32))
+    scales = group_scales.original(original, fmt, range)
+    count, size = scales.step.shape[0], group_scales.size(scales, rows)
+    if count == 1:
+        groups = "static"  # one group is opened by the first row of all, when nothing has been repaired yet
+
+    # Steps are positions in the sequence, filled up to whole blocks with rows of zeros that touch nothing.
+    block = min(block, rows)
+    fill = -rows % block
+    position = jnp.arange(rows + fill, dtype=jnp.int32)
+    upper = jnp.pad(factored.upper, ((0, fill), (0, fill)))
+    pivot = jnp.pad(jnp.diagonal(factored.upper), (0, fill), constant_values=1)
+    group = jnp.pad(factored.sequence // size, (0, fill))
+    place = jnp.zeros(rows, jnp.int32).at[factored.sequence].set(position[:rows])
+    # Rows that fill up the last group repeat its last row under a minimum, as `fit` does, else they are zero: lie nowhere.
+    beyond = place[-1] if fmt.offset == "minimum" else rows + fill
+    members = jnp.pad(place, (0, count * size - rows), constant_values=beyond).reshape(count, size)
+    opening = jnp.min(members, axis=1)
+
+    def repair_block(index: Array, state: tuple[Array, Scales]) -> tuple[Array, Scales]:
+        work, scales = state
+        start = index * block
+        spread = lax.dynamic_slice_in_dim(upper, start, block)
+        inner = lax.dynamic_slice_in_dim(spread, start, block, axis=1).T
+        if groups == "stale":
+            opened = (opening >= start) & (opening < start + block)
+            scales = group_scales.refit(scales, work[place].astype(jnp.float32), opened, fmt, range)
+
+        def fresh(errors: Array, number: Array, scales: Scales) -> Scales:
+            rows_of_group = members[number]
+            current = work.at[rows_of_group].get(mode="fill", fill_value=0)
+            share = spread.at[:, rows_of_group].get(mode="fill", fill_value=0)
+            current = current - _matmul(share.T, errors)
+            return group_scales.refit_one(scales, current.astype(jnp.float32), number, fmt, range)
+
+        def repair_row(i: Array, state: tuple[Array, Array, Scales]) -> tuple[Array, Array, Scales]:
+            own, errors, scales = state
+            # Rows of `errors` from i on are still zero, so the whole column of U may be used.
+            row = own[i] - _matmul(inner[i], errors)
+            number = group[start + i]
+            if groups == "fresh":
+                scales = lax.cond(
+                    opening[number] == start + i, partial(fresh, errors, number), lambda scales: scales, scales
+                )
+            error = (row - _nearest(row, scales, number)) / pivot[start + i]
+            return own.at[i].set(row), errors.at[i].set(error), scales
+
+        own = lax.dynamic_slice_in_dim(work, start, block)
+        own, errors, scales = lax.fori_loop(
+            jnp.int32(0), jnp.int32(block), repair_row, (own, jnp.zeros_like(own), scales)
+        )
+        # U is upper: earlier rows get zero, later ones their share, and the block's own rows are put back as rounded.
+        work = work - _matmul(spread.T, errors)
+        return lax.dynamic_update_slice_in_dim(work, own, start, 0), scales
+
+    work = jnp.pad(original[factored.sequence].astype(dtype), ((0, fill), (0, 0)))
+    blocks = jnp.int32((rows + fill) // block)
+    work, scales = lax.fori_loop(jnp.int32(0), blocks, repair_block, (work, scales))
+    # The sweep keeps the rows it rounded, not their codes: one vectorized pass makes the same codes again.
+    repaired = work[place].astype(jnp.float32)
+    grid = dataclasses.replace(scales.grid, meta=dataclasses.replace(scales.grid.meta, dtype=str(w.dtype)))
+    return encode(grid, repaired), repaired
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _nearest(row: Array, scales: Scales, number: Array) -> Array:
+    """The representable values of a group nearest to a row `[N]`, in the row's dtype."""
+    step = scales.step[number]
+    offset = None if scales.offset is None else scales.offset[number]
+    meta, table = scales.grid.meta, scales.grid.table
+    codes = encode_with(meta, row.astype(jnp.float32), step, offset, table)
+    return decode_with(meta, codes, step, offset, table).astype(row.dtype)
+
+
+@partial(jax.jit, static_argnames=("fmt", "range"))
+def _objectives(w: Array, gram: Array, q: QArray, *, fmt: Format, range: Range | None) -> tuple[Array, Array]:
+    """tr(EᵀHE) of round to nearest and of `q`, float32."""
+    w, gram = w.astype(jnp.float32), gram.astype(jnp.float32)
+    nearest = dequantize(quantize(w, fmt, axis=-2, range=range))
+    return objective(gram, w - nearest), objective(gram, w - dequantize(q).astype(jnp.float32))
