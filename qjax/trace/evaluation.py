@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from qjax.trace import compiled, record, rules_control, rules_layout, rules_linear, versions
+from qjax.trace import compiled, record, rules_control, rules_conv, rules_layout, rules_linear, versions
 from qjax.trace.interpreter import Rule, evaluate
 from qjax.trace.leaf import Leaf, dequantized
 from qjax.trace.meeting import Meeting
 from qjax.trace.record import Record, Stats
+from qjax.trace.rules_conv import membership
 from qjax.trace.tokens import Tokens
 from qjax.trace.walk import same_numbers
 
@@ -181,7 +183,7 @@ class Evaluation:
         for axis in meeting.contract:
             features *= source.shape[axis]
         site = record.leaf_site(source, side, features, meeting.batch)
-        lead, x = len(meeting.batch), meeting.x
+        x, lead = meeting.x, 0 if meeting.groups is not None else len(meeting.batch)
 
         def rows() -> Any:
             matrix = meeting.matrix()
@@ -190,7 +192,8 @@ class Evaluation:
         def weights() -> Any:
             return self._weights(meeting.eqn, meeting.free, x.shape, f"leaf {path!r}")
 
-        self.record.measure(site, x, rows, weights, meeting.key)
+        members = None if meeting.groups is None else partial(membership, meeting.groups, meeting.tokens)
+        self.record.measure(site, x, rows, weights, meeting.key, members)
 
     def _weights(self, eqn: Any, free: Sequence[int], shape: Sequence[int], what: str) -> Any:
         if self.weights is None or self.watch is None:
@@ -229,6 +232,11 @@ def name(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any] | None:
     return None
 
 
-RULES: dict[str, Rule] = {**rules_layout.RULES, **rules_linear.RULES, **rules_control.RULES}
+RULES: dict[str, Rule] = {
+    **rules_layout.RULES,
+    **rules_linear.RULES,
+    **rules_conv.RULES,
+    **rules_control.RULES,
+}
 OBSERVING: dict[str, Rule] = {**RULES, "name": name}
 ENTERED = frozenset((*rules_control.RULES, "name"))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qjax.dispatch import scannable
 from qjax.operators import atoms
 from qjax.operators.view import View
 
@@ -66,7 +67,7 @@ class Leaf:
         if size == self.shape[dim]:
             return self
         view = None
-        if self.view is not None and (view := self.view.slice(dim, start, size)) is None:
+        if self.view is not None and (view := _slice(self.view, dim, start, size)) is None:
             return None
         if len(self.axes[dim]) != 1 or self.axes[dim][0][1] != 1:
             return None
@@ -77,6 +78,19 @@ class Leaf:
         else:
             kept, source = ((axis, 1, size),), self.source.cut(axis)
         return self.to(view=view, axes=(*self.axes[:dim], kept, *self.axes[dim + 1 :]), source=source)
+
+
+def _slice(view: View, dim: int, start: Any, size: int) -> View | None:
+    if dim == 0 and size == 1 and isinstance(start, int) and leads(view) and scannable(view) is None:
+        entry = view.index(start)  # layers of unlike structure: a number picks one
+        return dataclasses.replace(entry, axes=((), *entry.axes))
+    return view.slice(dim, start, size)
+
+
+def leads(view: View) -> bool:
+    """Whether the view's first axis is the whole first batch axis of its operator."""
+    rank = len(view.op.shape)
+    return rank > 2 and view.live[0] == ((-rank, 1, view.op.shape[0]),)
 
 
 def plain(path: str, value: Any) -> Leaf:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from qjax.statistics.statistic import Statistic
 from qjax.trace.leaf import SCANNED, TRACED, Source
@@ -51,8 +53,11 @@ class Record:
         self._seen: dict[Any, tuple[list[Site], dict[str, Any], Any]] = {}
         self._done: Stats = {}
 
-    def measure(self, site: Site, x: Any, rows: Any, weights: Any, identity: Any) -> None:
-        """Rows [batch..., tokens, K] (a function that makes them) of the activation x; `identity` tells equal rows."""
+    def measure(self, site: Site, x: Any, rows: Any, weights: Any, identity: Any, members: Any = None) -> None:
+        """Rows [batch..., tokens, K] (a function that makes them) of the activation x; `identity` tells equal rows.
+
+        `members` (a function too) gives [entries, tokens], which of the shared rows [tokens, K] belong to each batch entry.
+        """
         key = (id(x), identity, len(site.pending))
         sites, values, _ = self._seen.setdefault(key, ([], {}, x))  # holding x keeps its id its own
         sites.append(site)
@@ -60,10 +65,16 @@ class Record:
         if not missing:
             return
         matrix, w = rows(), weights()
+        if members is not None:
+            own = members().astype(jnp.float32)
+            own = own if w is None else own * w[None]
+            for s in missing:  # one entry at a time: a masked copy of the rows for each would not fit
+                values[s.name] = lax.map(partial(_update, s, matrix), own)
+            return
         if w is not None and w.ndim < matrix.ndim - 1:
             w = jnp.broadcast_to(jnp.expand_dims(w, tuple(range(matrix.ndim - 1 - w.ndim))), matrix.shape[:-1])
         for s in missing:
-            values[s.name] = s.update(s.init(matrix.shape[-1], matrix.shape[:-2]), matrix, w)
+            values[s.name] = _update(s, matrix, w)
 
     def take(self) -> Stats:
         """Everything collected in the frame; the keys are the same at every trace of it."""
@@ -97,6 +108,10 @@ class Record:
     def empty(self, name: str, features: int, shape: Any) -> Any:
         start = self.by_name[name].init(features)
         return jax.tree.map(lambda z, a: jnp.broadcast_to(z, a.shape).astype(a.dtype), start, shape)
+
+
+def _update(statistic: Statistic, matrix: Any, weights: Any) -> Any:
+    return statistic.update(statistic.init(matrix.shape[-1], matrix.shape[:-2]), matrix, weights)
 
 
 def split(stats: Stats, layers: frozenset[tuple[str, int]]) -> tuple[Stats, Stats]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
+from qjax.operators import atoms
+from qjax.operators.rows import Rows
+from qjax.operators.view import View
+from qjax.qarray import QArray
 from qjax.trace import meeting
 from qjax.trace.interpreter import Rule, Tape
-from qjax.trace.leaf import Leaf
+from qjax.trace.leaf import Leaf, Source
 
 
 def dot_general(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
@@ -67,4 +72,25 @@ def gather(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
     return [jnp.transpose(taken, order).astype(eqn.outvars[0].aval.dtype)]
 
 
-RULES: dict[str, Rule] = {"dot_general": dot_general, "gather": gather}
+def concatenate(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
+    """Operators side by side along their outputs (fused projections) are one operator; observed arrays stay arrays."""
+    views = [x.view for x in inputs if isinstance(x, Leaf) and x.view is not None]
+    if len(views) != len(inputs):
+        return None
+    first = views[0]
+    rank, dim = len(first.op.shape), eqn.params["dimension"]
+    if first.live[dim] != ((-1, 1, first.op.shape[-1]),):
+        return None
+    for view in views:
+        same = [a for i, a in enumerate(view.live) if i != dim] == [a for i, a in enumerate(first.live) if i != dim]
+        core = len(view.op.meta.block) if isinstance(view.op, QArray) else 2
+        if not same or len(view.op.shape) != rank or core != 2 or view.live[dim] != ((-1, 1, view.op.shape[-1]),):
+            return None
+    op = Rows(tuple(view.op for view in views))
+    axes = (*first.live[:dim], ((-1, 1, op.shape[-1]),), *first.live[dim + 1 :])
+    view = dataclasses.replace(first, op=op, axes=axes)
+    source = Source(" | ".join(x.source.path for x in inputs), tuple(view.shape), inputs[0].dtype)
+    return [Leaf(None, view, atoms.whole(view.shape), inputs[0].dtype, source)]
+
+
+RULES: dict[str, Rule] = {"dot_general": dot_general, "gather": gather, "concatenate": concatenate}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from qjax.dispatch import index, scannable
 from qjax.operators.view import View
 from qjax.trace import record, versions
 from qjax.trace.interpreter import array, evaluate
-from qjax.trace.leaf import Leaf
+from qjax.trace.leaf import Leaf, leads
 from qjax.trace.walk import fixed, layer_of
 
 __all__ = ["fixed", "restored", "scan"]
@@ -63,7 +64,7 @@ def _whole(leaf: Leaf, xs: Sequence[Any], value: Any) -> Leaf:
     stack = next(x for x in xs if isinstance(x, Leaf) and x.source == leaf.source)
     if leaf.view is None:
         return leaf.to(value=value, axes=(stack.axes[0], *leaf.axes[1:]))
-    view = View(stack.view.op, (stack.view.live[0], *leaf.view.axes[1:]), leaf.view.dtype_name)
+    view = dataclasses.replace(leaf.view, op=stack.view.op, axes=(stack.view.live[0], *leaf.view.axes[1:]))
     return leaf.to(view=view, axes=(stack.axes[0], *leaf.axes[1:]))
 
 
@@ -72,17 +73,11 @@ def _scannable(x: Any, tape: Any, eqn: Any) -> Any:
     if not isinstance(x, Leaf):
         return x
     layer = layer_of(x)
-    if layer is None or (x.view is not None and not _leads(x.view)):
+    if layer is None or (x.view is not None and not leads(x.view)):
         return array(x, tape, eqn)
     if x.view is not None and (even := scannable(x.view)) is not None:
         return x.to(view=even)
     return x
-
-
-def _leads(view: View) -> bool:
-    """Whether the view's first axis is the whole first batch axis of its operator."""
-    rank = len(view.op.shape)
-    return rank > 2 and view.live[0] == ((-rank, 1, view.op.shape[0]),)
 
 
 def _uneven(x: Any) -> bool:
@@ -116,7 +111,7 @@ def _part(x: Any, start: int, stop: int) -> Any:
     else:
         op = jax.tree.map(lambda leaf: leaf[start:stop], x.view.op)
     rank = len(x.view.op.shape)
-    view = View(op, (((-rank, 1, stop - start),), *x.view.live[1:]), x.view.dtype_name)
+    view = dataclasses.replace(x.view, op=op, axes=(((-rank, 1, stop - start),), *x.view.live[1:]))
     return x.to(view=view, axes=axes)
 
 
@@ -176,7 +171,7 @@ class _Body:
                     continue
                 rank = len(stack.view.op.shape)
                 lead = ((-rank, 1, stack.view.op.shape[0]),)
-                view = View(stack.view.op, (lead, *out.view.axes), out.view.dtype_name)
+                view = dataclasses.replace(out.view, op=stack.view.op, axes=(lead, *out.view.axes))
             self.lifted[j] = stack.to(value=None, view=view, axes=(stack.axes[0], *out.axes), dtype=out.dtype)
             return True
         return False

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qjax.trace import labels, rules_layout, rules_linear, versions
+from qjax.trace import labels, rules_conv, rules_layout, rules_linear, versions
 from qjax.trace.interpreter import Rule, evaluate
 from qjax.trace.leaf import SCANNED, Leaf
 from qjax.trace.meeting import Meeting
@@ -275,4 +275,4 @@ CONTROL: dict[str, Rule] = {
     "while": while_,
     "scan": scan,
 }
-RULES: dict[str, Rule] = {**rules_layout.RULES, **rules_linear.RULES, **CONTROL}
+RULES: dict[str, Rule] = {**rules_layout.RULES, **rules_linear.RULES, **rules_conv.RULES, **CONTROL}
