@@ -1,6 +1,6 @@
 """Time of GPTQ's solver alone on the shapes of SmolLM2-135M: 30 layers, factors shared by weights with one input.
 
-python -m experiments.benchmarks.gptq_solver [--format int4_g64] [--groups static] [--order activation] [--dtype float32]
+python -m experiments.benchmarks.gptq_solver [--format nvfp4] [--groups static] [--order activation] [--dtype float64]
 
 Prints, per kind of work, seconds for the whole model, and the rate of the matrix products in it beside the rate of one
 large matrix product measured in the same process. Compilation is timed apart. Data are random: the work is the same.

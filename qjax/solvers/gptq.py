@@ -48,8 +48,10 @@ class Factor(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What GPTQ did to one matrix: damping used, fallback to round to nearest, number of dead input channels, and
-    tr(EᵀHE) of round to nearest (`before`) and of GPTQ (`after`), on the Gram matrix as given.
+    """What GPTQ did to one matrix.
+
+    `damp`: the damping used; `fallback`: whether it is round to nearest; `dead`: number of dead input channels;
+    `before`, `after`: tr(EᵀHE) of round to nearest and of GPTQ, on the Gram matrix as given.
     """
 
     damp: Array
@@ -91,7 +93,7 @@ def solve(
     """
     _require(gram.shape == (w.shape[0], w.shape[0]), f"gram has shape {gram.shape}, a weight {w.shape} needs [K, K]")
     factored = factor(gram, damp, order=order, dtype=dtype)
-    q, compensated = sweep(w, factored, fmt, groups=groups, block=block, range=range)
+    q, _ = sweep(w, factored, fmt, groups=groups, block=block, range=range)
     before, after = _objectives(w, gram, q, fmt=as_format(fmt), range=range)
     return q, Info(factored.damp, factored.fallback, jnp.sum(factored.dead), before, after)
 
@@ -108,7 +110,7 @@ def factor(gram: Array, damp: float | Array = 0.01, *, order: Order = "none", dt
     _require(gram.ndim == 2 and gram.shape[0] == gram.shape[1], f"gram must be one square matrix, got {gram.shape}")
     _require(order in ("none", "activation"), f"order {order!r} is neither 'none' nor 'activation'")
     with _precision(dtype):
-        return _factor(gram, jnp.asarray(damp, jnp.float32), activation=order == "activation", dtype=dtype)
+        return _factor(gram, jnp.asarray(damp, dtype), activation=order == "activation", dtype=dtype)
 
 
 def sweep(
@@ -162,12 +164,12 @@ def _factor(gram: Array, damp: Array, *, activation: bool, dtype: str) -> Factor
     identity = jnp.eye(rows, dtype=dtype)
 
     def cholesky(damp: Array) -> Array:
-        return lax.linalg.cholesky(h + damp.astype(dtype) * mean * identity, symmetrize_input=False)
+        return lax.linalg.cholesky(h + damp * mean * identity, symmetrize_input=False)
 
     def retry(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         tries, damp, _ = state
         # damp = 0 is a legal start, and ten times nothing is nothing.
-        damp = jnp.maximum(damp * 10, jnp.float32(1e-6))
+        damp = jnp.maximum(damp * 10, jnp.asarray(1e-6, dtype))
         return tries + 1, damp, cholesky(damp)
 
     def failed(state: tuple[Array, Array, Array]) -> Array:
@@ -178,7 +180,7 @@ def _factor(gram: Array, damp: Array, *, activation: bool, dtype: str) -> Factor
     inverse = lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
     fallback = ~jnp.all(jnp.isfinite(inverse))
     upper = jnp.where(fallback, identity, jnp.triu(inverse[::-1, ::-1]))
-    return Factor(upper, sequence.astype(jnp.int32), dead, damp, fallback)
+    return Factor(upper, sequence.astype(jnp.int32), dead, damp.astype(jnp.float32), fallback)
 
 
 @partial(jax.jit, static_argnames=("fmt", "groups", "block", "range"))
@@ -201,7 +203,7 @@ def _sweep(
     pivot = jnp.pad(jnp.diagonal(factored.upper), (0, fill), constant_values=1)
     group = jnp.pad(factored.sequence // size, (0, fill))
     place = jnp.zeros(rows, jnp.int32).at[factored.sequence].set(position[:rows])
-    # Rows that fill up the last group repeat its last row under a minimum, as `fit` does, else they are zero: lie nowhere.
+    # Rows that fill up the last group are zero (lie nowhere), or its last row again under a minimum: as `fit` pads.
     beyond = place[-1] if fmt.offset == "minimum" else rows + fill
     members = jnp.pad(place, (0, count * size - rows), constant_values=beyond).reshape(count, size)
     opening = jnp.min(members, axis=1)
@@ -235,9 +237,8 @@ def _sweep(
             return own.at[i].set(row), errors.at[i].set(error), scales
 
         own = lax.dynamic_slice_in_dim(work, start, block)
-        own, errors, scales = lax.fori_loop(
-            jnp.int32(0), jnp.int32(block), repair_row, (own, jnp.zeros_like(own), scales)
-        )
+        started = own, jnp.zeros_like(own), scales
+        own, errors, scales = lax.fori_loop(jnp.int32(0), jnp.int32(block), repair_row, started)
         # U is upper: earlier rows get zero, later ones their share, and the block's own rows are put back as rounded.
         work = work - _matmul(spread.T, errors)
         return lax.dynamic_update_slice_in_dim(work, own, start, 0), scales

@@ -10,6 +10,7 @@ A number format is a pair of functions on one group `[g, N]`: `fit(group, whole)
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ def _stored(step: np.ndarray, storage: str) -> np.ndarray:
 
 
 def _ratio(x: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """X / step as float32 arithmetic gives it: with absmax/7.5 the largest weight of a group is an exact tie."""
+    """The quotient as float32 arithmetic gives it: with absmax/7.5 the largest weight of a group is an exact tie."""
     return (x.astype(F32) / step.astype(F32)).astype(np.float64)
 
 
@@ -85,7 +86,7 @@ def _round_e2m1(x: np.ndarray) -> np.ndarray:
     """Nearest e2m1 value, ties to the even code, saturating."""
     magnitude = np.minimum(np.abs(x), 6.0)
     code = np.zeros(x.shape, int)
-    for low, (a, b) in enumerate(zip(E2M1[:-1], E2M1[1:], strict=True)):
+    for low, (a, b) in enumerate(itertools.pairwise(E2M1)):
         middle = (a + b) / 2
         code = np.where((magnitude > middle) | ((magnitude == middle) & (low % 2 == 1)), low + 1, code)
     return np.sign(x) * E2M1[code]
@@ -169,7 +170,7 @@ def gptq(
     `order`: "none", or "activation": rows by falling diagonal of the Gram matrix; groups keep their original members.
     """
     w, h = w.astype(np.float64).copy(), gram.astype(np.float64).copy()
-    rows, columns = w.shape
+    rows = len(w)
     diagonal = np.diag(h).copy()
     w[diagonal == 0] = 0
     h[diagonal == 0, diagonal == 0] = 1

@@ -67,7 +67,7 @@ def test_the_report_is_the_objective_on_the_gram_matrix_as_given() -> None:
         q, info = gptq.solve(w, gram, "int4_g16", order=order)
         np.testing.assert_allclose(info.before, objective(gram, w - dequantize(quantize(w, "int4_g16"))), rtol=1e-5)
         np.testing.assert_allclose(info.after, objective(gram, w - dequantize(q)), rtol=1e-5)
-        assert info.after < 0.7 * info.before and info.dead == 1 and not info.fallback
+        assert info.after < 0.8 * info.before and info.dead == 1 and not info.fallback
 
 
 def test_float64_leaves_no_trace() -> None:
