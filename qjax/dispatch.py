@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qjax import qarray
+from qjax.operators import packed
 from qjax.operators.implementations import Implementation, choose
 from qjax.operators.operator import (
     NotAffine,
@@ -47,7 +48,7 @@ __all__ = [
 
 
 def matmul(x: jax.Array, op: Any, *, implementation: str | None = None, dtype: Any = None) -> jax.Array:
-    """x [batch..., tokens..., K] through op [batch..., K, N] -> [batch..., tokens..., N].
+    """X [batch..., tokens..., K] through op [batch..., K, N] -> [batch..., tokens..., N].
 
     Products are taken in the dtype of x with float32 accumulation (float64 for float64); the result has dtype `dtype` or
     that of x. `implementation` names how the quantized leaves of op are computed: ValueError where that cannot run.
@@ -124,7 +125,7 @@ def index(op: Any, i: Any) -> Any:
 
 
 def scannable(op: Any) -> Any:
-    """op with every array's first axis brought to op.shape[0], ready for `lax.scan` or `vmap`; None if its layers differ."""
+    """Op with every array's first axis brought to op.shape[0], ready for `lax.scan` or `vmap`; None if its layers differ."""
     if len(op.shape) < 3:
         return None
     length = op.shape[0]
@@ -155,5 +156,6 @@ def always(leaf: Any, tokens: int, platform: str) -> None:
 
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
+    packed.BYTES,
     Implementation("dequantize", always, lambda *_: True, lambda x, q, dtype: product(x, dequantize(q), dtype)),
 )

@@ -7,7 +7,17 @@ quantizer, `matmul(x, op) == x @ W + b` with `(W, b) = affine(op)`.
 
 from qjax.operators.by_use import ByUse as ByUse
 from qjax.operators.columns import Columns as Columns
+from qjax.operators.constructors import act_quantized as act_quantized
+from qjax.operators.constructors import counter as counter
+from qjax.operators.constructors import lora as lora
+from qjax.operators.constructors import rotated as rotated
+from qjax.operators.explanation import explain as explain
 from qjax.operators.factored import Factored as Factored
+from qjax.operators.latent import Latent as Latent
+from qjax.operators.latent import StraightThrough as StraightThrough
+from qjax.operators.latent import harden as harden
+from qjax.operators.latent import straight_through as straight_through
+from qjax.operators.layout import as_matrix as as_matrix
 from qjax.operators.maps.affine_map import AffineMap as AffineMap
 from qjax.operators.maps.augment import Augment as Augment
 from qjax.operators.maps.augment import Gather as Gather
@@ -25,10 +35,15 @@ from qjax.operators.operator import NotAffine as NotAffine
 from qjax.operators.operator import NotInvertible as NotInvertible
 from qjax.operators.operator import NotLinear as NotLinear
 from qjax.operators.operator import Operator as Operator
+from qjax.operators.packed import Packed as Packed
 from qjax.operators.post import Post as Post
 from qjax.operators.pre import Pre as Pre
+from qjax.operators.preparation import prepare as prepare
+from qjax.operators.preparation import unpack as unpack
 from qjax.operators.rows import Rows as Rows
 from qjax.operators.sparse import Sparse as Sparse
 from qjax.operators.stacked import Stacked as Stacked
 from qjax.operators.sum import Sum as Sum
+from qjax.operators.trainables import merge as merge
+from qjax.operators.trainables import trainable as trainable
 from qjax.operators.view import View as View

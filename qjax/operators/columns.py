@@ -14,7 +14,7 @@ import numpy as np
 from qjax import dispatch
 from qjax.operators import rows  # the module: Columns and Rows transpose into each other
 from qjax.operators.maps.permute import Permute
-from qjax.operators.operator import Operator
+from qjax.operators.operator import Operator, wide
 from qjax.operators.post import Post
 
 
@@ -44,11 +44,11 @@ class Columns(Operator):
         return np.dtype(self.ops[0].dtype)
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        width = wide(x.dtype)
         x = x if self.order is None else Permute(self.order).apply(x)
         parts = jnp.split(x, list(itertools.accumulate(self.sizes))[:-1], axis=-1)
         terms = [
-            dispatch.matmul(part, op, dtype=wide, implementation=implementation)
+            dispatch.matmul(part, op, dtype=width, implementation=implementation)
             for part, op in zip(parts, self.ops, strict=True)
         ]
         return functools.reduce(jnp.add, terms).astype(x.dtype if dtype is None else dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ class Plan:
     y_shapes: tuple[list[int], list[int], list[int]]
 
     def operand(self, x: jax.Array) -> jax.Array:
-        """x as [operator batch..., free..., K]."""
+        """X as [operator batch..., free..., K]."""
         x = x.transpose(self.x_axes).reshape(self.x_cut).transpose(self.x_order).reshape(self.x_shape)
         return jnp.broadcast_to(x, (*self.lead, *x.shape[len(self.lead) :]))
 

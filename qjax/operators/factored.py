@@ -58,7 +58,7 @@ class Factored(Operator):
 
 
 def add_shift(shift: jax.Array | None, W: jax.Array, bias: jax.Array | None) -> jax.Array | None:
-    """shift [batch..., K] @ W [batch..., K, N] + bias [batch..., N], any of the two vectors missing."""
+    """Shift [batch..., K] @ W [batch..., K, N] + bias [batch..., N], any of the two vectors missing."""
     if shift is None:
         return bias
     moved = compose(jnp.expand_dims(shift, -2), W)[..., 0, :]

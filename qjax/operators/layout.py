@@ -12,7 +12,7 @@ from qjax.qarray import FULL, QArray
 
 
 def as_matrix(q: QArray, in_axes: Sequence[int], out_axes: Sequence[int]) -> QArray | None:
-    """q as [batch..., K, N]: in_axes flatten (in order) to K, out_axes to N, the other axes are batch, in order.
+    """Q as [batch..., K, N]: in_axes flatten (in order) to K, out_axes to N, the other axes are batch, in order.
 
     Exact, without decoding; None where blocks of the flattened axes would not be blocks of equal size (a block that spans
     neither a whole inner axis nor single entries of an outer one), or where padding would end up inside an axis.

@@ -58,7 +58,7 @@ class Operator:
         return self.shape[:-2]
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
-        """x [batch..., tokens..., K] through the operator; the result has dtype `dtype` or that of x."""
+        """X [batch..., tokens..., K] through the operator; the result has dtype `dtype` or that of x."""
         raise NotImplementedError
 
     def affine(self) -> tuple[jax.Array, jax.Array | None]:
@@ -124,7 +124,7 @@ class Map:
         return self
 
     def shift(self) -> jax.Array | None:
-        """c [batch..., K'], or None."""
+        """C [batch..., K'], or None."""
         return None
 
     @property
@@ -190,7 +190,7 @@ def entry(leaf: jax.Array, i: Any) -> jax.Array:
 
 
 def batched(f: Any, batch: int) -> Any:
-    """f mapped over `batch` leading axes of all its arguments."""
+    """F mapped over `batch` leading axes of all its arguments."""
     for _ in range(batch):
         f = jax.vmap(f)
     return f
@@ -206,24 +206,28 @@ def assert_affine(op: Any) -> None:
 
 
 def product(x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
-    """x [batch..., tokens..., K] @ w [batch..., K, N], products in the dtype of x, accumulated in float32 at least."""
+    """X [batch..., tokens..., K] @ w [batch..., K, N], products in the dtype of x, accumulated in float32 at least."""
     batch = w.ndim - 2
     lead = tuple(range(batch))
-    wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-    y = lax.dot_general(x, w.astype(x.dtype), (((x.ndim - 1,), (batch,)), (lead, lead)), preferred_element_type=wide)
+    y = lax.dot_general(x, w.astype(x.dtype), (((x.ndim - 1,), (batch,)), (lead, lead)), preferred_element_type=wide(x.dtype))
     return y.astype(x.dtype if dtype is None else dtype)
 
 
 def compose(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a [batch..., M, K] @ b [batch..., K, N] at full precision, in the wider of the two dtypes."""
-    wide = jnp.promote_types(a.dtype, b.dtype)
+    """The product a [batch..., M, K] @ b [batch..., K, N] at full precision, in the wider of the two dtypes."""
+    width = a.dtype if a.dtype == b.dtype else wide(a.dtype, b.dtype)
     lead = tuple(range(a.ndim - 2))
     dims = (((a.ndim - 1,), (b.ndim - 2,)), (lead, lead))
     y = lax.dot_general(
-        a.astype(wide),
-        b.astype(wide),
+        a.astype(width),
+        b.astype(width),
         dims,
         precision="highest",
-        preferred_element_type=jnp.promote_types(wide, jnp.float32),
+        preferred_element_type=wide(width),
     )
-    return y.astype(wide)
+    return y.astype(width)
+
+
+def wide(*dtypes: Any) -> Any:
+    """What sums of these float types are taken in: float64 if one of them is, else float32."""
+    return jnp.float64 if any(np.dtype(d) == np.float64 for d in dtypes) else jnp.float32

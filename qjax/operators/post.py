@@ -11,7 +11,7 @@ import numpy as np
 
 from qjax import dispatch
 from qjax.operators import pre  # the module: Pre and Post transpose into each other
-from qjax.operators.operator import Map, NotLinear, Operator
+from qjax.operators.operator import Map, NotLinear, Operator, wide
 
 
 @jax.tree_util.register_dataclass
@@ -38,8 +38,8 @@ class Post(Operator):
         return np.dtype(self.op.dtype)
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        y = self.T.apply(dispatch.matmul(x, self.op, dtype=wide, implementation=implementation))
+        width = wide(x.dtype)
+        y = self.T.apply(dispatch.matmul(x, self.op, dtype=width, implementation=implementation))
         return y.astype(x.dtype if dtype is None else dtype)
 
     def affine(self) -> tuple[jax.Array, jax.Array | None]:

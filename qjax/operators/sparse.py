@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qjax.operators.operator import Operator, batched
+from qjax.operators.operator import Operator, batched, wide
 
 
 @jax.tree_util.register_dataclass
@@ -17,7 +17,7 @@ from qjax.operators.operator import Operator, batched
 class Sparse(Operator):
     """W[ins[j], outs[j]] += values[j]: outliers kept apart (SpQR, SqueezeLLM). Arrays are [batch..., nonzeros].
 
-    Indices may be of any unsigned type wide enough; they are counted as stored. `size` is (K, N).
+    Indices may be of any unsigned type width enough; they are counted as stored. `size` is (K, N).
     """
 
     values: jax.Array
@@ -43,11 +43,11 @@ class Sparse(Operator):
         return np.dtype(self.values.dtype)
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        width = wide(x.dtype)
 
         def scatter(x: jax.Array, values: jax.Array, ins: jax.Array, outs: jax.Array) -> jax.Array:
-            terms = x[..., ins].astype(wide) * jnp.broadcast_to(values.astype(wide), (*x.shape[:-1], values.size))
-            return jnp.zeros((*x.shape[:-1], self.size[1]), wide).at[..., outs].add(terms)
+            terms = x[..., ins].astype(width) * jnp.broadcast_to(values.astype(width), (*x.shape[:-1], values.size))
+            return jnp.zeros((*x.shape[:-1], self.size[1]), width).at[..., outs].add(terms)
 
         y = batched(scatter, self.values.ndim - 1)(x, self.values, *self._indices())
         return y.astype(x.dtype if dtype is None else dtype)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
-from qjax.operators.operator import Operator
+from qjax.operators.operator import Operator, wide
 
 
 @jax.tree_util.register_dataclass
@@ -39,8 +39,8 @@ class Sum(Operator):
         return np.dtype(self.ops[0].dtype)
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        terms = [dispatch.matmul(x, op, dtype=wide, implementation=implementation) for op in self.ops]
+        width = wide(x.dtype)
+        terms = [dispatch.matmul(x, op, dtype=width, implementation=implementation) for op in self.ops]
         return functools.reduce(jnp.add, terms).astype(x.dtype if dtype is None else dtype)
 
     def affine(self) -> tuple[jax.Array, jax.Array | None]:

@@ -36,12 +36,12 @@ class View(Operator):
 
     @classmethod
     def of(cls, op: Any) -> View:
-        """op in its own layout; a View is returned as it is."""
+        """Op in its own layout; a View is returned as it is."""
         return op if isinstance(op, View) else cls(op, atoms.whole(op.shape), np.dtype(op.dtype))
 
     @classmethod
     def store(cls, op: Any, shape: Sequence[int], in_axes: Sequence[int], out_axes: Sequence[int]) -> View:
-        """op [batch..., K, N] as storage of `shape`: in_axes flatten (in order) to K, out_axes to N, the rest are batch in order.
+        """Op [batch..., K, N] as storage of `shape`: in_axes flatten (in order) to K, out_axes to N, the rest are batch in order.
 
         >>> import jax.numpy as jnp
         >>> View.store(jnp.ones((6, 4)), shape=(4, 2, 3), in_axes=(1, 2), out_axes=(0,)).shape

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from qjax.operators.operator import Map, batched
+from qjax.operators.operator import Map, batched, wide
 
 
 @jax.tree_util.register_dataclass
@@ -23,8 +23,8 @@ class Diag(Map):
 
     def apply(self, x: jax.Array) -> jax.Array:
         def scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
-            wide = jnp.promote_types(x.dtype, jnp.float32)
-            return (x.astype(wide) * jnp.broadcast_to(scale.astype(wide), x.shape)).astype(x.dtype)
+            width = wide(x.dtype)
+            return (x.astype(width) * jnp.broadcast_to(scale.astype(width), x.shape)).astype(x.dtype)
 
         return batched(scaled, self.scale.ndim - 1)(x, self.scale)
 

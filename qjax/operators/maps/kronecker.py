@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from qjax.operators.operator import Map, batched
+from qjax.operators.operator import Map, batched, wide
 
 
 @jax.tree_util.register_dataclass
@@ -40,13 +40,13 @@ class Kronecker(Map):
 
 
 def kronecker_product(x: jax.Array, factors: Sequence[jax.Array | np.ndarray]) -> jax.Array:
-    """x [..., K] @ (F_1 kron F_2 kron ...), blockwise where the product of sizes divides K; sums in float32 at least."""
+    """X [..., K] @ (F_1 kron F_2 kron ...), blockwise where the product of sizes divides K; sums in float32 at least."""
     sizes = [f.shape[0] for f in factors]
     if x.shape[-1] % math.prod(sizes):
         raise ValueError(f"a Kronecker product of sizes {sizes} does not divide {x.shape[-1]} features")
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    y = x.astype(wide).reshape(*x.shape[:-1], -1, *sizes)
+    width = wide(x.dtype)
+    y = x.astype(width).reshape(*x.shape[:-1], -1, *sizes)
     for factor in factors:  # contracting the first size appends it last: after all of them the order is restored
         axis = y.ndim - len(sizes)
-        y = lax.dot_general(y, jnp.asarray(factor).astype(wide), (((axis,), (0,)), ((), ())), precision="highest")
+        y = lax.dot_general(y, jnp.asarray(factor).astype(width), (((axis,), (0,)), ((), ())), precision="highest")
     return y.reshape(x.shape).astype(x.dtype)

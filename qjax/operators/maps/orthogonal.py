@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax.operators.maps.kronecker import kronecker_product
-from qjax.operators.operator import Map, batched
+from qjax.operators.operator import Map, batched, wide
 
 
 @jax.tree_util.register_dataclass
@@ -50,9 +50,9 @@ class Block(Map):
 
     def apply(self, x: jax.Array) -> jax.Array:
         def each(x: jax.Array, M: jax.Array) -> jax.Array:
-            wide = jnp.promote_types(x.dtype, jnp.float32)
-            parts = x.astype(wide).reshape(*x.shape[:-1], *M.shape[:2])
-            y = jnp.einsum("...bi,bij->...bj", parts, M.astype(wide), precision="highest")
+            width = wide(x.dtype)
+            parts = x.astype(width).reshape(*x.shape[:-1], *M.shape[:2])
+            y = jnp.einsum("...bi,bij->...bj", parts, M.astype(width), precision="highest")
             return y.reshape(x.shape).astype(x.dtype)
 
         return batched(each, self.M.ndim - 3)(x, self.M)

@@ -65,7 +65,7 @@ class Quantize(Map):
 
 @jax.custom_jvp
 def on_grid(x: jax.Array, grid: Grid) -> jax.Array:
-    """x [..., K] rounded to a per-tensor grid; straight-through: the derivative in x is 1, in the grid 0."""
+    """X [..., K] rounded to a per-tensor grid; straight-through: the derivative in x is 1, in the grid 0."""
     scale, offset = (None if s is None else s.reshape(()) for s in steps(grid))
     wide = x.astype(jnp.float32)
     spread = [None if s is None else jnp.broadcast_to(s, x.shape) for s in (scale, offset)]

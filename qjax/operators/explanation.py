@@ -1,0 +1,64 @@
+"""Which implementation every quantized leaf takes, and why not another."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+from qjax import dispatch
+from qjax.operators.implementations import choose
+from qjax.operators.operator import walk
+from qjax.operators.packed import LAYOUTS, Packed
+from qjax.qarray import QArray
+
+
+class Choice(NamedTuple):
+    """What matmul does for one leaf."""
+
+    path: str
+    shape: tuple[int, ...]
+    format: str
+    implementation: str
+    refused: tuple[tuple[str, str], ...]  # (implementation, reason)
+    dequantizes: bool
+
+
+def choices(tree: Any, tokens: int = 1, platform: str | None = None) -> tuple[Choice, ...]:
+    """One record for every quantized leaf of a tree or operator, for x with so many tokens on a platform (default: this one)."""
+    platform = jax.default_backend() if platform is None else platform
+    found = []
+    tops = jax.tree_util.tree_leaves_with_path(tree, is_leaf=dispatch.is_operator)
+    for key, top in tops:
+        for path, node in walk(top, jax.tree_util.keystr(key, simple=True, separator="/")):
+            if isinstance(node, (QArray, Packed)):
+                found.append(_choice(path, node, tokens, platform))
+    return tuple(found)
+
+
+def explain(tree: Any, tokens: int = 1, platform: str | None = None) -> str:
+    """The choices as a table: path, shape, format, implementation, and the reason each other one was refused.
+
+    Tells which leaves are dequantized whole. What a traced function dequantizes beyond that (a use without a rule) is
+    logged by `quantized(fn, log=...)`, which knows the uses.
+    """
+    rows = choices(tree, tokens, platform)
+    if not rows:
+        return "no quantized leaf"
+    where = jax.default_backend() if platform is None else platform
+    lines = [f"matmul of {tokens} token{'s' * (tokens != 1)} on {where}"]
+    for row in rows:
+        why = "".join(f"; {name}: {reason}" for name, reason in row.refused)
+        whole = " (dequantized whole)" if row.dequantizes else ""
+        lines.append(f"  {row.path or '.'}  {row.shape}  {row.format}  ->  {row.implementation}{whole}{why}")
+    return "\n".join(lines)
+
+
+def _choice(path: str, leaf: QArray | Packed, tokens: int, platform: str) -> Choice:
+    meta = leaf.meta if isinstance(leaf, QArray) else leaf.grid.meta
+    candidates = dispatch.IMPLEMENTATIONS if isinstance(leaf, QArray) else LAYOUTS[leaf.layout].implementations
+    chosen = choose(candidates, leaf, tokens, platform)
+    refused = tuple((c.name, why) for c in candidates if (why := c.refuse(leaf, tokens, platform)) is not None)
+    blocks = "x".join("all" if b < 0 else str(b) for b in meta.block)
+    layout = f", {leaf.layout}" if isinstance(leaf, Packed) else ""
+    return Choice(path, leaf.shape, f"{meta.element.name} {blocks}{layout}", chosen.name, refused, chosen.name == "dequantize")

@@ -1,0 +1,137 @@
+"""Every map: its matrix, its transpose and its inverse agree with what it does."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qjax.operators import (
+    AffineMap,
+    Augment,
+    Block,
+    Diag,
+    Gather,
+    Hadamard,
+    Identity,
+    Kronecker,
+    NotAffine,
+    NotInvertible,
+    Orthogonal,
+    Permute,
+    Quantize,
+    Shift,
+    counter,
+)
+from qjax.operators.maps.hadamard import hadamard_factors, hadamard_matrix
+from qjax.quantization import dequantize, quantize
+
+K = 12
+
+
+def draw(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def near_identity(seed: int, *shape: int) -> jax.Array:
+    return draw(seed, *shape) * 0.1 + jnp.broadcast_to(jnp.eye(shape[-1]), shape)
+
+
+def order(*batch: int) -> jax.Array:
+    count = int(np.prod(batch, dtype=int))
+    return jnp.stack([jax.random.permutation(jax.random.key(i), K) for i in range(count)]).reshape(*batch, K)
+
+
+MAPS = {
+    "diag": lambda *b: Diag(jnp.exp(draw(0, *b, K))),
+    "permute": lambda *b: Permute(order(*b)),
+    "shift": lambda *b: Shift(draw(1, *b, K)),
+    "identity": lambda *b: Identity(),
+    "hadamard": lambda *b: Hadamard(jnp.sign(draw(2, *b, K)).astype(jnp.int8), 12),
+    "hadamard blocks": lambda *b: Hadamard(None, 4),
+    "hadamard backwards": lambda *b: Hadamard(jnp.sign(draw(2, *b, K)).astype(jnp.int8), 12, backwards=True),
+    "kronecker": lambda *b: Kronecker((near_identity(3, *b, 3, 3), near_identity(4, *b, 4, 4))),
+    "orthogonal": lambda *b: Orthogonal(jnp.linalg.qr(draw(5, *b, 4, 4))[0]),
+    "block": lambda *b: Block(near_identity(6, *b, 3, 4, 4)),
+    "affine": lambda *b: AffineMap(near_identity(7, *b, K, K), draw(8, *b, K)),
+    "augment": lambda *b: Augment(jnp.broadcast_to(jnp.array([0, 0, 5]), (*b, 3))),
+    "gather": lambda *b: Gather(jnp.broadcast_to(jnp.array([0, 0, 5]), (*b, 3))),
+}
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("name", MAPS)
+def test_matrix_transpose_and_inverse(name, batch):
+    T = MAPS[name](*batch)
+    x = draw(9, *batch, 3, K)
+    y = T.apply(x)
+    M, c = T.matrix_shift(K)
+    assert T.results(K) == y.shape[-1] and T.features(y.shape[-1]) == K
+    expected = np.asarray(x) @ np.asarray(M) + (0 if c is None else np.asarray(c)[..., None, :])
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    linear = T.transpose().transpose()
+    np.testing.assert_allclose(linear.apply(x), np.asarray(x) @ np.asarray(M), atol=1e-5)
+    if name in ("augment", "gather"):
+        with pytest.raises(NotInvertible):
+            T.inverse()
+    else:
+        np.testing.assert_allclose(T.inverse().apply(y), x, atol=1e-4)
+        w = draw(10, *batch, K, 5)
+        np.testing.assert_allclose(np.asarray(y) @ np.asarray(counter(T, w)) if c is None else x @ w, x @ w, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 12, 20, 28, 36, 64, 96, 576, 1536])
+def test_hadamard_matrices_are_orthogonal_with_equal_magnitudes(size):
+    h = hadamard_matrix(size)
+    np.testing.assert_allclose(h @ h.T, np.eye(size), atol=1e-5)
+    np.testing.assert_allclose(np.abs(h), size**-0.5, rtol=1e-6)
+    x = np.asarray(draw(0, 2, size))
+    dense = np.array([[1.0]])
+    for f in hadamard_factors(size):
+        dense = np.kron(dense, f)
+    np.testing.assert_allclose(Hadamard(None, size).apply(jnp.asarray(x)), x @ dense, atol=1e-5)
+
+
+def test_hadamard_refuses_sizes_without_a_matrix():
+    with pytest.raises(ValueError, match="size 6"):
+        Hadamard(None, 6).apply(jnp.ones((1, 6)))
+    with pytest.raises(ValueError, match="does not divide"):
+        Hadamard(None, 8).apply(jnp.ones((1, 12)))
+
+
+def test_signs_from_a_key_cost_nothing_and_learned_ones_a_bit_each():
+    assert Hadamard.random(jax.random.key(0), 16).bits() == 0
+    assert Hadamard(jnp.ones(16, jnp.int8), 16, learned=True).bits() == 16
+    assert Orthogonal(jnp.eye(4)).bits() == 16 * 32
+
+
+def test_dynamic_quantization_is_per_token_or_per_tensor():
+    x = draw(0, 2, 3, 16)
+    for fmt in ("int8", "int8_tensor", "mxfp8_e4m3"):
+        expected = dequantize(quantize(x.reshape(6, 16), fmt, axis=-1)).reshape(x.shape)
+        assert bool((Quantize.dynamic(fmt).apply(x) == expected).all())
+    one_token = Quantize.dynamic("int8").apply(x[:1, :1])
+    assert bool((one_token == Quantize.dynamic("int8").apply(x)[:1, :1]).all())
+
+
+def test_static_quantization_saturates_and_passes_gradients():
+    T = Quantize.static("int8_tensor", -1.0, 1.0)
+    x = jnp.array([[0.5, -3.0, 0.0]])
+    y = T.apply(x)
+    assert abs(float(y[0, 0]) - 0.5) < 0.01 and abs(float(y[0, 1]) + 1.0) < 0.02 and float(y[0, 2]) == 0.0
+    assert bool((jax.jit(T.apply)(x) == y).all())
+    assert jax.grad(lambda x: T.apply(x).sum())(x).tolist() == [[1.0, 1.0, 1.0]]
+    affine = Quantize.static("int8_tensor_affine", 0.0, 2.0)
+    np.testing.assert_allclose(affine.apply(jnp.array([[1.0, 5.0]])), [[1.0, 2.0]], atol=0.01)
+    with pytest.raises(ValueError, match="per-tensor"):
+        Quantize.static("int8", -1.0, 1.0)
+    with pytest.raises(NotAffine):
+        T.transpose()
+
+
+def test_maps_keep_half_precision():
+    x = draw(0, 2, K).astype(jnp.bfloat16)
+    for name in ("diag", "hadamard", "kronecker", "orthogonal", "block", "affine", "shift", "permute"):
+        assert MAPS[name]().apply(x).dtype == jnp.bfloat16
+    assert Quantize.dynamic("int8").apply(x).dtype == jnp.bfloat16

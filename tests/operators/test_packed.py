@@ -1,0 +1,155 @@
+"""The CPU layout and its kernel: exact packing over every code, agreement with the reference, gradients."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qjax import dispatch
+from qjax.formats.spelling import parse
+from qjax.operators.explanation import choices, explain
+from qjax.operators.factored import Factored
+from qjax.operators.packed import LAYOUTS, NIBBLES, Packed, pack
+from qjax.operators.preparation import prepare, unpack
+from qjax.operators.sum import Sum
+from qjax.qarray import QArray
+from qjax.quantization import dequantize, quantize
+
+FORMATS = ("int4_g64", "int4_g64_narrow_f32", "int4_g32_affine", "int3_g64_affine", "int2_g64", "int4", "int4_affine")
+
+
+def weight(*shape: int, seed: int = 0) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def same(a: QArray, b: QArray) -> bool:
+    equal = jax.tree.map(lambda x, y: x.dtype == y.dtype and bool((x == y).all()), a, b)
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(jax.tree.leaves(equal))
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("shape", [(128, 6), (100, 3), (2, 64, 5)])
+def test_unpack_is_exact(fmt, shape):
+    q = quantize(weight(*shape), fmt, batch_axes=len(shape) - 2)
+    p = pack(q, NIBBLES)
+    assert same(unpack(p), q)
+    assert p.shape == q.shape and p.dtype == q.dtype
+    assert bool((dispatch.dense(p) == dequantize(q)).all())
+
+
+@pytest.mark.parametrize("name", ["int1", "int2", "int3", "int4", "int4_narrow", "int4_affine", "int3_affine", "int2_affine"])
+def test_every_code_survives(name):
+    element = parse(name).element
+    codes = jnp.asarray(element.values().astype(element.code_dtype))
+    n = codes.size
+    K, N = 4, n * n  # every code beside every other one in the low and the high nibble
+    grid = jnp.stack([jnp.tile(codes, n), jnp.repeat(codes, n), jnp.repeat(codes, n), jnp.tile(codes, n)]).reshape(K, N)
+    q = quantize(weight(K, N), parse(name))
+    q = QArray(grid, q.scales, q.offset, q.table, q.meta)
+    assert same(unpack(pack(q, NIBBLES)), q)
+
+
+@pytest.mark.parametrize("fmt", FORMATS + ("int8", "int8_g64", "int8_affine"))
+@pytest.mark.parametrize("shape", [(128, 6), (100, 3), (2, 64, 5)])
+def test_scan_over_groups_agrees_with_dequantizing(fmt, shape):
+    q = quantize(weight(*shape), fmt, batch_axes=len(shape) - 2)
+    x = weight(*shape[:-2], 3, 2, shape[-2], seed=1)
+    expected = dispatch.product(x, dequantize(q))
+    leaves = [q] if LAYOUTS[NIBBLES].refuse(q) else [q, pack(q, NIBBLES)]
+    for leaf in leaves:
+        y = dispatch.matmul(x, leaf, implementation="groups")
+        assert y.shape == expected.shape and y.dtype == x.dtype
+        np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_half_precision_activations_and_result_type():
+    q = quantize(weight(64, 4), "int4_g64")
+    x = weight(2, 64, seed=1).astype(jnp.bfloat16)
+    for name in ("groups", "dequantize"):
+        y = dispatch.matmul(x, q, implementation=name)
+        assert y.dtype == jnp.bfloat16
+        wide = dispatch.matmul(x, q, implementation=name, dtype=jnp.float32)
+        np.testing.assert_allclose(wide, x.astype(jnp.float32) @ dequantize(q), rtol=0.02, atol=0.1)
+
+
+def test_gradients_reach_activations_and_scales():
+    q = quantize(weight(128, 4), "int4_g64_f32")
+    x = weight(1, 128, seed=1)
+
+    def loss(x, scales, name):
+        return (dispatch.matmul(x, QArray(q.codes, scales, None, None, q.meta), implementation=name) ** 2).sum()
+
+    for a, b in zip(
+        jax.tree.leaves(jax.grad(loss, (0, 1))(x, q.scales, "groups")),
+        jax.tree.leaves(jax.grad(loss, (0, 1))(x, q.scales, "dequantize")),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_prepare_reaches_into_operators_and_back():
+    q4, q8 = quantize(weight(128, 4), "int4_g64"), quantize(weight(128, 4), "int8")
+    tree = {"a": Sum((q4, Factored(weight(128, 2), weight(2, 4)))), "b": q8, "norm": jnp.ones(4)}
+    ready = prepare(tree)
+    assert isinstance(ready["a"].ops[0], Packed) and ready["b"] is q8 and ready["norm"] is tree["norm"]
+    assert same(unpack(ready)["a"].ops[0], q4)
+    x = weight(1, 128, seed=1)
+    np.testing.assert_allclose(dispatch.matmul(x, ready["a"]), dispatch.matmul(x, tree["a"]), rtol=1e-5, atol=1e-5)
+    rows = dispatch.rows(ready["a"].ops[0], jnp.array([1, 3]))
+    assert bool((rows == dequantize(q4).T[jnp.array([1, 3])]).all())
+
+
+def test_packed_scans_and_indexes():
+    q = quantize(weight(3, 64, 64), "int4_g64", batch_axes=1)
+    p = prepare({"w": q})["w"]
+    x = weight(2, 64, seed=1)
+    y = jax.lax.scan(lambda x, op: (dispatch.matmul(x, op, implementation="groups"), None), x, p)[0]
+    z = x
+    for i in range(3):
+        z = dispatch.matmul(z, dispatch.index(p, i), implementation="groups")
+    np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-4)
+
+
+def test_temporary_memory_is_a_small_part_of_the_float_weight():
+    K = N = 1024
+    q = jax.eval_shape(lambda: prepare({"w": quantize(weight(K, N), "int4_g64")})["w"])
+    x = jax.ShapeDtypeStruct((1, K), jnp.float32)
+    compiled = jax.jit(dispatch.matmul).lower(x, q).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < K * N * 4 / 5  # a tenth at 4096: the benchmark shows it
+
+
+def test_named_implementations_run_or_raise():
+    nf4 = quantize(weight(64, 4), "nf4_g64")
+    x = weight(1, 64)
+    with pytest.raises(ValueError, match="nf4, not integers"):
+        dispatch.matmul(x, nf4, implementation="groups")
+    with pytest.raises(ValueError, match="no implementation 'fast'"):
+        dispatch.matmul(x, nf4, implementation="fast")
+    with pytest.raises(ValueError, match="nibble"):
+        pack(quantize(weight(64, 4), "int8"), NIBBLES)
+    with pytest.raises(ValueError, match="unknown layout"):
+        pack(nf4, "gpu.nibbles")
+    with pytest.raises(ValueError, match="no QArray"):
+        prepare({"w": nf4})
+    with pytest.raises(ValueError, match="no layout for target"):
+        prepare({"w": nf4}, target="abacus")
+
+
+def test_all_implementations_refusing_is_an_exception_group():
+    from qjax.operators.implementations import Implementation, choose
+
+    candidates = [Implementation(n, lambda *_: "no", lambda *_: True, lambda x, q, d: x) for n in ("one", "two")]
+    with pytest.raises(ExceptionGroup, match="no implementation runs") as info:
+        choose(candidates, quantize(weight(64, 4), "int8"), 1, "cpu")
+    assert len(info.value.exceptions) == 2
+
+
+def test_explain_names_every_leaf_and_reason():
+    tree = {"big": quantize(jnp.ones((512, 512)), "int4_g64"), "nf": quantize(weight(64, 4), "nf4_g64"), "norm": jnp.ones(4)}
+    found = {c.path: c for c in choices(tree, tokens=1, platform="cpu")}
+    assert found["big"].implementation == "groups" and not found["big"].dequantizes
+    assert found["nf"].implementation == "dequantize" and found["nf"].refused[0][0] == "groups"
+    assert choices(tree, tokens=4096, platform="cpu")[0].implementation == "dequantize"
+    assert "nf4 64x1" in explain(tree) and "dequantized whole" in explain(tree)
