@@ -1,0 +1,156 @@
+"""GPTQ over the whole of SmolLM2-135M, side by side with llm-compressor's `oneshot` on the same weights and tokens.
+
+    python -m experiments.benchmarks.gptq_model --peer .venv-llmcompressor/bin/python
+
+Each side runs in a process of its own, one after the other, and reports wall time, peak resident memory and (ours) where the
+time went: compilation, solving, the operations executed and the share of this machine's GEMM rate, measured in the same
+process. `make oracle` builds the peer's environment; without --peer only our side is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="python of an environment with llmcompressor")
+    parser.add_argument("--windows", type=int, default=32)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=4, help="windows a batch, ours")
+    parser.add_argument("--format", default="int4_g64")
+    parser.add_argument("--data", default=None, help="text file; default: the built-in text")
+    parser.add_argument("--side", choices=("ours",), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps(ours(args)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(args, Path(folder))
+        mine = child([sys.executable, "-m", "experiments.benchmarks.gptq_model", "--side", "ours", "--folder", folder,
+                      "--batch", str(args.batch), "--format", args.format])  # fmt: skip
+        tokens = args.windows * args.length
+        print(f"GPTQ {args.format}, SmolLM2-135M, {args.windows} x {args.length} = {tokens} calibration tokens")
+        show("qjax", mine)
+        print(f"  compilation {mine['compile']:.1f} s in {mine['compilations']} programs (within the wall time)")
+        print(f"  solving and errors {mine['solve']:.1f} s")
+        rate = mine["tflop"] / (mine["wall"] - mine["compile"] - mine["solve"])
+        print(f"  {mine['tflop']:.2f} TFLOP in forward passes and Gram matrices: {rate * 1000:.0f} GFLOP/s outside")
+        print(f"  compilation and solving = {100 * rate * 1000 / mine['gemm']:.0f} % of the GEMM rate {mine['gemm']:.0f} GFLOP/s")
+        if args.peer:
+            peer = child([args.peer, str(HERE / "peer_llmcompressor.py"), folder])
+            show("llm-compressor oneshot", peer)
+            print(f"ratio qjax / llm-compressor: wall {mine['wall'] / peer['wall']:.2f}, "
+                  f"peak memory {mine['peak'] / peer['peak']:.2f}")  # fmt: skip
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    print(f"{name}: {result['wall']:.1f} s, peak {result['peak']:.2f} GB ({result['versions']})")
+
+
+def child(command: list[str]) -> dict[str, Any]:
+    """Run one side; its last line of output is a JSON record."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def prepare(args: argparse.Namespace, folder: Path) -> None:
+    """The same tokens and float weights for both sides, as plain files."""
+    from safetensors.numpy import save_file
+
+    import qjax
+    from qjax import data
+
+    model, params, tokenizer = qjax.models.load(None)
+    text = data.load_text(args.data)
+    ids = tokenizer.encode(data.split(text.text).calibration)
+    np.save(folder / "tokens.npy", data.windows(ids, args.length, args.windows))
+    arch = model.arch
+    weights = {"model.embed_tokens.weight": params["embed"], "model.norm.weight": params["norm"]["scale"]}
+    names = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
+             "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}  # fmt: skip
+    for i, layer in params["layers"].items():
+        root = f"model.layers.{i}"
+        weights[f"{root}.input_layernorm.weight"] = layer["attn_norm"]["scale"]
+        weights[f"{root}.post_attention_layernorm.weight"] = layer["ffn_norm"]["scale"]
+        for name, kernel in {**layer["attn"], **layer["ffn"]}.items():
+            weights[f"{root}.{names[name]}.weight"] = np.asarray(kernel).T
+    save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, folder / "model.safetensors")
+    config = {
+        "model_type": "llama", "vocab_size": arch.vocab, "hidden_size": arch.width, "num_hidden_layers": arch.layers,
+        "num_attention_heads": arch.heads, "num_key_value_heads": arch.kv_heads, "head_dim": arch.head_dim,
+        "intermediate_size": arch.ffn, "rms_norm_eps": arch.eps, "rope_theta": arch.theta,
+        "tie_word_embeddings": arch.tied, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def ours(args: argparse.Namespace) -> dict[str, Any]:
+    import jax
+    import jax.monitoring
+    import jax.numpy as jnp
+
+    import qjax
+
+    model, params, _ = qjax.models.load(None)
+    tokens = np.load(Path(args.folder) / "tokens.npy")
+    batches = [jnp.asarray(tokens[i : i + args.batch]) for i in range(0, len(tokens), args.batch)]
+    gemm = gemm_rate()
+    compiled: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiled.append(seconds) if name.endswith("backend_compile_duration") else None
+    )
+    start = time.perf_counter()
+    _, report = qjax.run(qjax.gptq(args.format), model, params, batches)
+    wall = time.perf_counter() - start
+    return {
+        "wall": wall, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "compile": sum(compiled),
+        "compilations": len(compiled), "solve": sum(row["seconds"] for row in report.rows),
+        "tflop": operations(model.arch, *tokens.shape) / 1e12, "gemm": gemm, "versions": f"jax {jax.__version__}",
+    }  # fmt: skip
+
+
+def gemm_rate(size: int = 2048, repeats: int = 8) -> float:
+    """GFLOP/s of float32 matrix products."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        product(a, a).block_until_ready()
+    return 2 * size**3 * repeats / (time.perf_counter() - start) / 1e9
+
+
+def operations(arch: Any, windows: int, length: int) -> float:
+    """Multiplications and additions executed: one pass to measure (up to the last matrix of a block, with the upper
+    triangles of its Gram matrices) and, but for the last block, one to send the streams on."""
+    from qjax.statistics.gram import panels
+
+    tokens = windows * length
+    query, key = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+    down = 2 * tokens * arch.ffn * arch.width
+    attention = 4 * tokens * length * query
+    forward = 2 * tokens * arch.width * (2 * query + 2 * key + 2 * arch.ffn) + down + attention
+    widths = (arch.width, query, arch.width, arch.ffn)
+    gram = sum(2 * tokens * k * k * (1 + 1 / panels(k)) / 2 for k in widths)
+    return arch.layers * (forward - down + gram) + (arch.layers - 1) * forward
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Edits applied to the working copy of a model: what an equivalence, an approximation and an annotation change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qjax import dispatch
+from qjax.operators import NotAffine, Pre
+from qjax.trace.uses import Use
+from qjax.transforms.contract import Edit, Leaves
+from qjax.transforms.leaves import Core
+
+# An equivalence may move float32 outputs by this much: max over tokens of |dy|_2 / |y|_2.
+TOLERANCE = {jnp.dtype("float64"): 1e-10, jnp.dtype("float32"): 5e-5, jnp.dtype("bfloat16"): 3e-2, jnp.dtype("float16"): 4e-3}
+
+
+class NotEquivalent(ValueError):
+    """An edit that called itself an equivalence moved the stage's output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Working:
+    """The model under edit: leaves by path, their float reference, the plan, and what stands around the leaves."""
+
+    params: Leaves
+    reference: Leaves
+    plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    taps: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prefix: Any = None
+
+
+def applied(working: Working, edit: Edit, uses: Mapping[str, Use]) -> Working:
+    """The working copy after an edit.
+
+    Raises:
+        ValueError: a path the stage does not hold, or an equivalence on a leaf that is not float any more.
+    """
+    for path in (*edit.equivalence, *edit.params):
+        if path not in working.params:
+            raise ValueError(f"{path}: no such leaf in this stage; it holds {sorted(working.params)}")
+    params, reference = dict(working.params), dict(working.reference)
+    for path, m in edit.equivalence.items():
+        for leaves in (params, reference):
+            leaves[path] = absorbed(path, leaves[path], m, uses[path])
+    params.update(edit.params)
+    return dataclasses.replace(
+        working,
+        params=params,
+        reference=reference,
+        plan={**working.plan, **edit.plan},
+        taps={**working.taps, **edit.taps},
+        prefix=working.prefix if edit.prefix is None else edit.prefix,
+    )
+
+
+def changes(before: Working, after: Working, rows: Any) -> dict[str, Any]:
+    """What one block changed, as a tree that can be saved."""
+
+    def new(a: Leaves, b: Leaves) -> dict[str, Any]:
+        return {path: leaf for path, leaf in b.items() if leaf is not a[path]}
+
+    return {
+        "params": new(before.params, after.params),
+        "reference": new(before.reference, after.reference),
+        "plan": dict(after.plan),
+        "taps": dict(after.taps),
+        "prefix": after.prefix,
+        "rows": rows,
+    }
+
+
+def restored(working: Working, saved: Mapping[str, Any]) -> tuple[Working, list[dict[str, Any]]]:
+    """The working copy after a saved block, and the block's rows."""
+    working = Working(
+        params={**working.params, **saved["params"]},
+        reference={**working.reference, **saved["reference"]},
+        plan=saved["plan"],
+        taps=saved["taps"],
+        prefix=saved["prefix"],
+    )
+    return working, saved["rows"]
+
+
+def absorbed(path: str, leaf: Any, m: Any, use: Use) -> Any:
+    """The leaf W as `Pre(T, T^-1 W)`: the same function of x, its numbers in the coordinates behind T.
+
+    Raises:
+        ValueError: the leaf's core is quantized, so T^-1 W is not exact.
+    """
+    core = Core.of(leaf, use)
+    if dispatch.is_operator(core.matrix):
+        raise ValueError(
+            f"{path}: {type(m).__name__} is an equivalence and the leaf already holds {type(core.matrix).__name__}; "
+            "put equivalences before the methods that quantize"
+        )
+    w = core.matrix
+    try:
+        moved, shift = Pre(m.inverse(), w.astype(jnp.float32)).affine()
+    except NotAffine as e:
+        raise ValueError(f"{path}: {type(m).__name__} has no inverse and cannot be an equivalence") from e
+    if shift is not None:
+        raise ValueError(f"{path}: {type(m).__name__} adds a bias; a shift needs a leaf with a bias to absorb it")
+    return core.behind(m).holding(moved.astype(w.dtype)).leaf()
+
+
+def assert_equivalent(name: str, fn: Callable[[Any, Any], Any], before: Any, after: Any, x: Any) -> None:
+    """Run the stage before and after on one input and compare, token by token.
+
+    Raises:
+        NotEquivalent: the outputs differ by more than the tolerance of their dtype.
+    """
+    for a, b in zip(jax.tree.leaves(fn(before, x)), jax.tree.leaves(fn(after, x)), strict=True):
+        if not (isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jnp.floating) and a.ndim):
+            continue
+        ref, new = a.astype(jnp.float32), b.astype(jnp.float32)
+        size = jnp.linalg.norm(ref, axis=-1)
+        off = float(jnp.max(jnp.linalg.norm(new - ref, axis=-1) / jnp.maximum(size, 1e-30 + 1e-6 * jnp.max(size))))
+        if not off <= TOLERANCE[a.dtype]:
+            raise NotEquivalent(f"{name}: outputs moved by {off:.1e} of their norm, allowed {TOLERANCE[a.dtype]:.0e} ({a.dtype})")

@@ -1,0 +1,238 @@
+"""`run`: a chain of transforms over a model, compiled into passes, streamed block by block, resumable, reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+from tqdm import tqdm
+
+from qjax.trace.paths import Where, leaves_with_paths, replace_leaves
+# SITES
+from qjax.trace.uses import Uses, uses
+from qjax.transforms.contract import Chain, Transform, chain
+from qjax.transforms.edits import Working, changes, restored
+from qjax.transforms.report import Report, excluded_summary
+from qjax.transforms.resume import Progress, fingerprint
+from qjax.transforms.walk import base, cut, restacked, sliced, whole
+from qjax.transforms.sweep import Block, Programs, Settings, Streams, edit_block, needs_reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """Transforms that share one walk over the model, and how the model is walked."""
+
+    transforms: Chain
+    schedule: Literal["whole", "blocks"]
+    needs_data: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `run` would do, before anything is computed: the passes, the targets and what is left alone."""
+
+    passes: tuple[Pass, ...]
+    targets: tuple[str, ...]
+    excluded: Mapping[str, str]
+    stream: str
+    within: str
+    by: str
+
+    def __str__(self) -> str:
+        lines = []
+        for n, p in enumerate(self.passes, 1):
+            names = " -> ".join(t.name for t in p.transforms)
+            walk = "the whole model" if p.schedule == "whole" else f"block by block ({self.by!r})"
+            measured = sorted({s for t in p.transforms for s in t.needs.statistics})
+            data = f"{self.stream} stream, statistics {self.within}" if p.needs_data else "no data"
+            lines.append(f"pass {n}: {names}: {walk}, {data}" + (f"; measures {', '.join(measured)}" if measured else ""))
+            if needs_reference(p.transforms):
+                lines[-1] += "; carries the float stream too"
+        lines.append(f"{len(self.targets)} targets; left alone:")
+        lines += [f"  {line}" for line in excluded_summary(self.excluded)]
+        return "\n".join(lines)
+
+
+def plan(
+    recipe: Transform | Chain,
+    fn: Callable[..., Any],
+    params: Any,
+    batch: Any,
+    *,
+    schedule: Literal["whole", "blocks"] = "blocks",
+    by: str = "layers/*",
+    stream: Literal["quantized", "float"] = "quantized",
+    within: Literal["together", "sequential"] = "together",
+    where: Where | None = None,
+) -> Plan:
+    """The passes, targets and exclusions of `run` with the same arguments; nothing is computed but shapes."""
+    return _planned(chain(recipe), uses(fn, params, batch), schedule, by, stream, within, where)
+
+
+def run(
+    recipe: Transform | Chain,
+    fn: Callable[..., Any],
+    params: Any,
+    batches: Sequence[Any],
+    *,
+    key: jax.Array | None = None,
+    schedule: Literal["whole", "blocks"] = "blocks",
+    by: str = "layers/*",
+    stream: Literal["quantized", "float"] = "quantized",
+    within: Literal["together", "sequential"] = "together",
+    where: Where | None = None,
+    weights: Sequence[jax.Array] | None = None,
+    loss: Callable[[Any, Any], jax.Array] | None = None,
+    checkpoint: str | None = None,
+    progress: bool = False,
+) -> tuple[Any, Report]:
+    """Apply a recipe to a model: any function `fn(params, batch)` and its parameters.
+
+    Args:
+        recipe: a transform or a chain.
+        fn: a pure function of (params, batch): our models, flax, equinox, haiku, plain.
+        params: a pytree; leaves may be numpy arrays (memory-mapped too).
+        batches: a Sequence of calibration batches, each what `fn` takes. Read more than once, so an iterator is refused.
+            A recipe without data reads only the first, for shapes.
+        key: folded with transform, stage and step for everything random; default `jax.random.key(0)`.
+        schedule: "blocks" streams through the groups of parameters named by `by`; "whole" measures in one pass over the
+            model, and needs no groups. Transforms of model scope always see the whole model, between the passes.
+        by: path pattern of one block's parameters.
+        stream: what a block is fed in calibration: the output of its "quantized" or of its "float" predecessors.
+        within: inside a block, statistics are measured once ("together") or again before each group of leaves that
+            share an input ("sequential").
+        where: the targets, instead of the default: path pattern(s) or a predicate. The default is every leaf whose only
+            use is a matmul, convolution or ragged_dot with an activation; never embeddings, heads, norms, biases,
+            routers or depthwise convolutions.
+        weights: one array a batch, like its tokens; 0 hides a token (padding) from every statistic.
+        loss: (outputs, batch) -> scalar, for transforms that need one.
+        checkpoint: a folder where each finished block is saved; the same call goes on from there after a kill.
+        progress: show a bar with the time left.
+
+    Returns:
+        (params, report): the same tree with operators as leaves, or a `Program` holding it if the recipe also set taps
+        or a prefix.
+
+    Raises:
+        TypeError: `batches` is not a Sequence.
+        ValueError: a transform or pattern that matched nothing, a stage that cannot be cut, an unfit leaf.
+        NotEquivalent: an equivalence that moved an output.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, qjax
+        >>> model = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+        >>> params = {"up": jnp.ones((64, 128)), "down": jnp.ones((128, 64))}
+        >>> quantized, report = qjax.run(qjax.rtn("int8"), model, params, [jnp.ones((4, 64))], schedule="whole")
+        >>> type(quantized["up"]).__name__, report.targets
+        ('QArray', ('up', 'down'))
+    """
+    if not isinstance(batches, Sequence) or isinstance(batches, str | bytes):
+        raise TypeError(f"batches is {type(batches).__name__}: give a list, it is read once a pass (list(iterator) keeps it)")
+    if not batches:
+        raise ValueError("batches is empty; a recipe without data still needs one batch, for shapes")
+    if weights is not None and len(weights) != len(batches):
+        raise ValueError(f"{len(weights)} weights for {len(batches)} batches; give one array a batch")
+    begun = time.perf_counter()
+    key = jax.random.key(0) if key is None else key
+    all_uses = uses(fn, params, batches[0])
+    planned = _planned(chain(recipe), all_uses, schedule, by, stream, within, where)
+    names = tuple(t.name for p in planned.passes for t in p.transforms)
+    identity = "" if checkpoint is None else fingerprint(names, params, list(batches), key, weights, schedule, by, stream, within, planned.targets)
+    saved = Progress(checkpoint, identity)
+    original = Working(leaves_with_paths(params), leaves_with_paths(params))
+    working, rows, programs = original, [], Programs()
+    for n, p in enumerate(planned.passes):
+        model = fn if not working.taps else tapped(fn, working.taps)
+        batches_read = batches if p.needs_data else batches[:1]
+        if p.schedule == "whole":
+            blocks, inputs = (whole(model, params),), list(batches_read)
+        else:
+            blocks, begin = cut(model, params, batches[0], by)
+            inputs = [begin(b) for b in batches_read]
+        streams = Streams(inputs, list(inputs) if needs_reference(p.transforms) else None)
+        settings = Settings(stream, within, jax.random.fold_in(key, n), weights, loss)
+        bar = tqdm(total=len(blocks), desc=f"pass {n + 1} of {len(planned.passes)}", disable=not progress, unit="block")
+        before = working
+        working = sliced(working, blocks)
+        for working, new in _walk(working, blocks, p, planned.targets, streams, programs, settings, saved.of(n)):
+            rows += new
+            bar.update()
+        bar.close()
+        working = restacked(before, working, all_uses)
+    _refuse_idle(planned, rows)
+    changed = {path: leaf for path, leaf in working.params.items() if leaf is not original.params[path]}
+    result = replace_leaves(params, changed)
+    if working.taps or working.prefix is not None:
+        result = Program(result, dict(working.taps), working.prefix)
+    seconds = time.perf_counter() - begun
+    return result, Report(tuple(rows), planned.targets, planned.excluded, dict(working.plan), str(planned), seconds)
+
+
+def _walk(
+    working: Working,
+    blocks: tuple[Block, ...],
+    p: Pass,
+    targets: tuple[str, ...],
+    streams: Streams,
+    programs: Programs,
+    settings: Settings,
+    saved: Progress,
+) -> Iterator[tuple[Working, list[dict[str, Any]]]]:
+    """The working copy after each block, and the block's rows. Blocks behind the last target are never run."""
+    chosen = frozenset(i for b in blocks for i in b.ids if base(i) in targets)
+    last = max((i for i, b in enumerate(blocks) if chosen.intersection(b.ids)), default=-1)
+    done = saved.finished()
+    for i, block in enumerate(blocks[: last + 1]):
+        if i < done:
+            working, rows = restored(working, saved.block(i))
+            if i == done - 1 and i < last:
+                streams = Streams(*saved.streams(i))
+        else:
+            before = working
+            working, rows = edit_block(working, blocks, i, p.transforms, chosen, streams, programs, settings)
+            if i < last and p.needs_data:
+                streams = streams.advanced(block, working, programs, settings.stream)
+            saved.keep(i, changes(before, working, rows), (streams.now, streams.reference) if i < last else ())
+        yield working, rows
+
+
+def _planned(
+    recipe: Chain, all_uses: Uses, schedule: Any, by: str, stream: Any, within: Any, where: Where | None
+) -> Plan:
+    """Transforms in passes: those up to window scope share one, each of model scope is a pass of its own."""
+    for name, value, allowed in (
+        ("schedule", schedule, ("blocks", "whole")),
+        ("stream", stream, ("quantized", "float")),
+        ("within", within, ("together", "sequential")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}; give one of {', '.join(allowed)}")
+    if not recipe:
+        raise ValueError("the recipe is empty: chain() has no transforms")
+    passes: list[Pass] = []
+    for wide, part in itertools.groupby(recipe, key=lambda t: t.scope == "model"):
+        transforms = tuple(part)
+        if wide:
+            passes += [Pass((t,), "whole", True) for t in transforms]
+        else:
+            data = any(t.scope in ("block", "window") or _reads(t) for t in transforms)
+            passes.append(Pass(transforms, schedule if data else "whole", data))
+    targets = all_uses.targets(where)
+    left = {p: all_uses.excluded.get(p, "not picked by where=") for p in all_uses if p not in targets}
+    return Plan(tuple(passes), targets, {**all_uses.impossible, **left}, stream, within, by)
+
+
+def _reads(t: Transform) -> bool:
+    return bool(t.needs.statistics) or t.needs.cross or t.needs.streams or t.needs.loss
+
+
+def _refuse_idle(planned: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
+    busy = {row["method"] for row in rows}
+    idle = [t.name for p in planned.passes for t in p.transforms if t.name not in busy and t.scope != "model"]
+    if idle:
+        some = ", ".join(planned.targets[:4])
+        raise ValueError(f"{', '.join(idle)}: matched no leaf; the run's {len(planned.targets)} targets are {some}, ...")

@@ -1,0 +1,121 @@
+"""A leaf seen by a method: the maps in front of it, and the matrix at its core.
+
+A leaf that went through equivalences is `Pre(T1, Pre(T2, W))`: an input x meets T1 first. Methods work on the core W [K, N]
+in the coordinates behind all maps, and new maps are put next to the core; so what was measured on x (a Gram matrix, a
+maximum) has to be carried through the maps. `Core` holds both halves, `transport` carries the statistics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qjax import dispatch
+from qjax.operators import Diag, NotAffine, Permute, Pre, Quantize
+from qjax.qarray import QArray
+from qjax.quantization import dequantize
+from qjax.trace.uses import Use
+
+# How a per-channel statistic follows x -> x * d; every other map mixes channels, and then only a Gram matrix can follow.
+_SCALED_BY_SIZE = ("absmax", "mean_abs")
+_SCALED_BY_SIGN = ("mean",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Core:
+    """The maps in front of a leaf (outermost first) and its core, an array or operator in matrix form [batch..., K, N]."""
+
+    maps: tuple[Any, ...]
+    matrix: Any
+    use: Use
+
+    @classmethod
+    def of(cls, leaf: Any, use: Use) -> Core:
+        op, maps = use.to_matrix(leaf), []
+        while isinstance(op, Pre):
+            maps.append(op.T)
+            op = op.op
+        return cls(tuple(maps), op, use)
+
+    def leaf(self) -> Any:
+        """The leaf again, in the layout it is stored in."""
+        op = self.matrix
+        for m in reversed(self.maps):
+            op = Pre(m, op)
+        return self.use.from_matrix(op)
+
+    def holding(self, matrix: Any) -> Core:
+        return dataclasses.replace(self, matrix=matrix)
+
+    def behind(self, new: Any) -> Core:
+        """With one more map right in front of the core."""
+        return dataclasses.replace(self, maps=(*self.maps, new))
+
+
+def float_core(path: str, leaf: Any, use: Use) -> tuple[Core, jax.Array]:
+    """The core of a leaf that is still float, as float32.
+
+    Raises:
+        ValueError: the leaf is quantized already; names it.
+    """
+    core = Core.of(leaf, use)
+    if any(isinstance(m, Quantize) for m in core.maps):
+        raise ValueError(f"{path}: its input is quantized already; put weight methods before act_quantize in the chain")
+    if dispatch.is_operator(core.matrix):
+        raise ValueError(
+            f"{path}: already holds {type(core.matrix).__name__}; a second weight method would quantize it twice "
+            "(select other leaves with qjax.masked or qjax.partition)"
+        )
+    return core, jnp.asarray(core.matrix).astype(jnp.float32)
+
+
+def transport(path: str, maps: tuple[Any, ...], statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """Statistics of x as statistics of T(x) for the maps in front of a core (Gram H of x @ M: M^T H M).
+
+    Raises:
+        ValueError: a statistic that cannot follow a map; names the leaf, the statistic and the map.
+    """
+    out = dict(statistics)
+    for m in maps:
+        for name, value in out.items():
+            out[name] = _through(path, m, name, value)
+    return out
+
+
+def _through(path: str, m: Any, name: str, value: Any) -> Any:
+    if name == "count" or isinstance(m, Quantize):
+        # the second moment of x before its rounding stands for that after it, as in every published GPTQ with W and A
+        return value
+    if name in ("gram", "cross_gram"):
+        once = m.apply(value)
+        return m.apply(jnp.swapaxes(once, -1, -2)).swapaxes(-1, -2)
+    if isinstance(m, Permute):
+        return m.apply(value)
+    if isinstance(m, Diag) and name in _SCALED_BY_SIZE:
+        return value * jnp.abs(m.scale)
+    if isinstance(m, Diag) and name in _SCALED_BY_SIGN:
+        return value * m.scale
+    raise ValueError(
+        f"{path}: the statistic {name!r} cannot be carried through {type(m).__name__}; "
+        "put the transform that needs it first in the chain, or use a Gram matrix"
+    )
+
+
+def materialized(leaf: Any) -> Any:
+    """A leaf for many forward passes: dense wherever that loses nothing, operators only around activation quantizers.
+
+    One compiled stage then serves layers of any mixture of formats, and no code is decoded twice.
+    """
+    if not dispatch.is_operator(leaf):
+        return leaf
+    try:
+        w, b = dispatch.affine(leaf)
+    except NotAffine:
+        return jax.tree.map(
+            lambda n: dequantize(n) if isinstance(n, QArray) else n, leaf, is_leaf=lambda n: isinstance(n, QArray)
+        )
+    return leaf if b is not None else w

@@ -1,0 +1,411 @@
+"""One pass over the model, block by block: measure, let transforms edit, send the streams on.
+
+Only the current block's leaves and one live value a batch are in use, whatever the depth. Equal blocks share one `fn`, so
+each program here is compiled once a distinct block. A pass over the whole model at once is the same thing with one block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qjax.statistics import Count, Statistic, as_statistic
+from qjax.statistics.gram import CrossGram
+from qjax.trace.observe import observing
+from qjax.trace.quantized import quantized
+from qjax.trace.uses import Use, uses
+from qjax.transforms.contract import Edit, Leaves, Stage, Transform
+from qjax.transforms.edits import Working, applied, assert_equivalent
+from qjax.transforms.leaves import materialized
+
+Fn = Callable[[tuple[Any, ...], Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A piece of the model: `fn(leaves, x) -> y` on the leaves named `ids`, in order. Equal blocks hold the same `fn`."""
+
+    name: str
+    ids: tuple[str, ...]
+    fn: Fn
+
+    def of(self, leaves: Leaves) -> tuple[Any, ...]:
+        """This block's leaves, in the order `fn` takes them."""
+        return tuple(leaves[i] for i in self.ids)
+
+    def ready(self, leaves: Leaves) -> tuple[Any, ...]:
+        """The same, made dense for many forward passes."""
+        return tuple(materialized(leaves[i]) for i in self.ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a sweep streams: `stream` feeds a block from quantized or float predecessors; `within` a block, statistics are
+    taken once ("together") or again before each group of leaves that share an input ("sequential")."""
+
+    stream: str
+    within: str
+    key: jax.Array
+    weights: Sequence[jax.Array] | None = None
+    loss: Callable[[Any, Any], jax.Array] | None = None
+    clock: Callable[[], float] = time.perf_counter
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+    """The rows themselves, concatenated: a monoid for straight-line code, used to pair two streams."""
+
+    name: str = "tokens"
+
+    def init(self, features: int, batch: tuple[int, ...] = ()) -> jax.Array:
+        return jnp.zeros((*batch, 0, features), jnp.float32)
+
+    def update(self, value: jax.Array, x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+        x = x.astype(jnp.float32)
+        return jnp.concatenate([value, x if weights is None else x * jnp.sqrt(weights)[..., None]], axis=-2)
+
+    def merge(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.concatenate([a, b], axis=-2)
+
+    def result(self, value: jax.Array) -> jax.Array:
+        return value
+
+
+class Programs:
+    """The compiled programs of one run, one per distinct block function and set of statistics."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def run(self, fn: Fn) -> Fn:
+        """`fn` on operator leaves: one object for all equal blocks."""
+        return self._once(("run", fn), lambda: quantized(fn))
+
+    def advance(self, fn: Fn) -> Fn:
+        return self._once(("advance", fn), lambda: jax.jit(self.run(fn)))
+
+    def loss(self, fn: Fn, loss: Callable[[Any, Any], jax.Array]) -> Callable[[tuple[Any, ...], Any], jax.Array]:
+        return self._once(("loss", fn, loss), lambda: lambda leaves, x: loss(self.run(fn)(leaves, x), x))
+
+    def joined(self, window: Sequence[Block]) -> Block:
+        """Consecutive blocks as one."""
+        if len(window) == 1:
+            return window[0]
+        sizes, fns = tuple(len(b.ids) for b in window), tuple(b.fn for b in window)
+
+        def fn(leaves: tuple[Any, ...], x: Any) -> Any:
+            left = iter(leaves)
+            for size, inner in zip(sizes, fns, strict=True):
+                x = inner(tuple(itertools.islice(left, size)), x)
+            return x
+
+        name = f"{window[0].name}..{window[-1].name}"
+        return Block(name, tuple(i for b in window for i in b.ids), self._once(("joined", fns, sizes), lambda: fn))
+
+    def uses(self, fn: Fn, leaves: tuple[Any, ...], x: Any) -> Mapping[int, Use]:
+        """How each leaf is a matrix, by position; traced on shapes alone."""
+
+        def make() -> dict[int, Use]:
+            found = uses(fn, leaves, x)
+            return {int(p): found.matrix(p) for p in found if p not in found.impossible}
+
+        return self._once(("uses", fn, str(jax.tree.map(jnp.shape, leaves))), make)
+
+    def measure(self, fn: Fn, wanted: Mapping[int, tuple[Statistic, ...]], keep: bool) -> Callable[..., Any]:
+        """(leaves, x, weights) -> statistics by position, and the block's output if `keep` (else its tail is never run)."""
+
+        def make() -> Callable[..., Any]:
+            watch = observing(fn, {str(p): s for p, s in wanted.items()})
+
+            def program(leaves: tuple[Any, ...], x: Any, weights: Any) -> Any:
+                y, found = watch(leaves, x, weights)
+                return (y if keep else None), {int(p): v for p, v in found.items()}
+
+            return jax.jit(program)
+
+        return self._once(("measure", fn, tuple(sorted((p, s) for p, s in wanted.items())), keep), make)
+
+    def pair(self, fn: Fn, positions: tuple[int, ...]) -> Callable[..., Any]:
+        """Cross-Grams of a batch in two streams: (leaves, x, reference leaves, reference x, weights) -> by position."""
+
+        def make() -> Callable[..., Any]:
+            watch = observing(fn, {str(p): (_Tokens(),) for p in positions})
+            cross = CrossGram()
+
+            def program(leaves: Any, x: Any, ref_leaves: Any, ref_x: Any, weights: Any) -> Any:
+                now, ref = watch(leaves, x, weights)[1], watch(ref_leaves, ref_x, weights)[1]
+                pairs = {int(p): (now[p]["tokens"], ref[p]["tokens"]) for p in now}
+                return {p: cross.update(cross.init(a.shape[-1], a.shape[:-2]), (a, b)) for p, (a, b) in pairs.items()}
+
+            return jax.jit(program)
+
+        return self._once(("pair", fn, positions), make)
+
+    def merge(self, wanted: Mapping[int, tuple[Statistic, ...]]) -> Callable[..., Any]:
+        def merge(a: Any, b: Any) -> Any:
+            return {p: {s.name: s.merge(a[p][s.name], b[p][s.name]) for s in stats} for p, stats in wanted.items()}
+
+        return self._once(("merge", tuple(sorted((p, s) for p, s in wanted.items()))), lambda: jax.jit(merge, donate_argnums=0))
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        key = str(key) if key[0] in ("measure", "merge") else key
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+@dataclasses.dataclass
+class Streams:
+    """One live value a batch, in the model under edit and (only where somebody needs it) in the float reference."""
+
+    now: list[Any]
+    reference: list[Any] | None
+
+    def advanced(self, block: Block, working: Working, programs: Programs, stream: str) -> Streams:
+        """The values behind a block."""
+        advance = programs.advance(block.fn)
+
+        def through(leaves: Leaves, values: list[Any]) -> list[Any]:
+            ready = block.ready(leaves)
+            for i, value in enumerate(values):  # in place: one old value is alive at a time
+                values[i] = advance(ready, value)
+            return values
+
+        reference = None if self.reference is None else through(working.reference, self.reference)
+        if stream == "float" and reference is not None:
+            return Streams(reference, reference)
+        return Streams(through(working.params if stream == "quantized" else working.reference, self.now), reference)
+
+
+def needs_reference(transforms: Sequence[Transform]) -> bool:
+    """Whether a sweep must carry the float stream beside its own."""
+    return any(t.needs.streams or t.needs.cross for t in transforms)
+
+
+def edit_block(
+    working: Working,
+    blocks: Sequence[Block],
+    at: int,
+    transforms: Sequence[Transform],
+    targets: frozenset[str],
+    streams: Streams,
+    programs: Programs,
+    settings: Settings,
+) -> tuple[Working, list[dict[str, Any]]]:
+    """Every transform of a pass on one block (for window scope: the window that begins there)."""
+    rows: list[dict[str, Any]] = []
+    for wide, part in itertools.groupby(transforms, key=lambda t: t.scope not in ("leaf", "inputs")):
+        part = list(part)
+        if wide:
+            for t in part:
+                window = blocks[at : at + t.needs.window]
+                if len(window) == t.needs.window or at == 0:
+                    working, new = _edit_wide(working, programs.joined(window), t, targets, streams, programs, settings)
+                    rows += new
+        else:
+            working, new = _edit_leaves(working, blocks[at], part, targets, streams, programs, settings)
+            rows += new
+    return working, rows
+
+
+def _selected(t: Transform, targets: frozenset[str], block_uses: Mapping[str, Use], working: Working) -> list[str]:
+    return [
+        p for p, use in block_uses.items() if p in targets and (t.select is None or t.select(p, use, working.plan))
+    ]
+
+
+def _uses(block: Block, working: Working, x: Any, programs: Programs) -> dict[str, Use]:
+    """Uses by leaf id, in order of first use; the reference leaves hold the stored shapes."""
+    by_position = programs.uses(block.fn, block.of(working.reference), x)
+    return {block.ids[p]: dataclasses.replace(use, path=block.ids[p]) for p, use in by_position.items()}
+
+
+def _edit_wide(
+    working: Working,
+    block: Block,
+    t: Transform,
+    targets: frozenset[str],
+    streams: Streams,
+    programs: Programs,
+    settings: Settings,
+) -> tuple[Working, list[dict[str, Any]]]:
+    block_uses = _uses(block, working, streams.now[0], programs)
+    chosen = _selected(t, targets, block_uses, working)
+    if not chosen:
+        return working, []
+    found = _measured(block, [(t, chosen)], working, streams, programs, settings)
+    reference = streams.reference or streams.now
+    outputs: Sequence[Any] = ()
+    if t.needs.streams:
+        advance = programs.advance(block.fn)
+        ready = block.ready(working.reference)
+        outputs = [advance(ready, x) for x in reference]
+    if t.needs.loss and settings.loss is None:
+        raise ValueError(f"{t.name} needs a loss: run(..., loss=lambda outputs, batch: scalar)")
+    stage = Stage(
+        name=block.name,
+        targets=tuple(chosen),
+        params={},  # what the working copy holds at each step
+        reference={},
+        uses=block_uses,
+        statistics=found,
+        fn=programs.run(block.fn),
+        inputs=streams.now,
+        reference_inputs=reference,
+        reference_outputs=outputs,
+        loss=None if settings.loss is None else programs.loss(block.fn, settings.loss),
+    )
+    return _steps(working, stage, block, t, streams, programs, settings)
+
+
+def _edit_leaves(
+    working: Working,
+    block: Block,
+    part: Sequence[Transform],
+    targets: frozenset[str],
+    streams: Streams,
+    programs: Programs,
+    settings: Settings,
+) -> tuple[Working, list[dict[str, Any]]]:
+    block_uses = _uses(block, working, streams.now[0], programs)
+    chosen = {id(t): _selected(t, targets, block_uses, working) for t in part}
+    if not any(chosen.values()):
+        return working, []
+    groups = list(_groups([p for p in block_uses if any(p in c for c in chosen.values())], block_uses))
+    rows: list[dict[str, Any]] = []
+    # Statistics once for all groups, or again for each: its leaves then see the groups before them quantized.
+    for batch_of_groups in [groups] if settings.within == "together" else [[g] for g in groups]:
+        leaves = {p for g in batch_of_groups for p in g}
+        found = _measured(block, [(t, [p for p in chosen[id(t)] if p in leaves]) for t in part], working, streams, programs, settings)
+        for t in part:
+            for group in batch_of_groups:
+                mine = [p for p in group if p in chosen[id(t)]]
+                for members in ([mine] if t.scope == "inputs" else [[p] for p in mine]):
+                    if not members:
+                        continue
+                    name = members[0] if len(members) == 1 else f"{block.name}({', '.join(members)})"
+                    stage = Stage(name, tuple(members), {}, {}, block_uses, found, fn=programs.run(block.fn))
+                    working, new = _steps(working, stage, block, t, streams, programs, settings)
+                    rows += new
+    return working, rows
+
+
+def _groups(paths: Sequence[str], block_uses: Mapping[str, Use]) -> Iterator[list[str]]:
+    """Leaves that read the same value, in order of first use."""
+    by_input: dict[Any, list[str]] = {}
+    for p in paths:
+        by_input.setdefault(block_uses[p].input_id, []).append(p)
+    yield from by_input.values()
+
+
+def _measured(
+    block: Block,
+    asked: Sequence[tuple[Transform, Sequence[str]]],
+    working: Working,
+    streams: Streams,
+    programs: Programs,
+    settings: Settings,
+) -> dict[str, dict[str, Any]]:
+    """Statistics by leaf id over all batches, each leaf only what its transforms need."""
+    names: dict[str, dict[str, Statistic]] = {}
+    crossed: set[str] = set()
+    for t, paths in asked:
+        for p in paths:
+            for statistic in t.needs.statistics:
+                names.setdefault(p, {})[statistic] = as_statistic(statistic)
+            if t.needs.cross:
+                crossed.add(p)
+    position = {p: i for i, p in enumerate(block.ids)}
+    leaves_of = working.params if settings.stream == "quantized" else working.reference
+    ready = block.ready(leaves_of)
+    out: dict[str, dict[str, Any]] = {}
+    if names:
+        wanted = {position[p]: (*s.values(), Count()) for p, s in names.items()}
+        measure, merge = programs.measure(block.fn, wanted, keep=False), programs.merge(wanted)
+        total = None
+        for i, x in enumerate(streams.now):
+            _, found = measure(ready, x, None if settings.weights is None else settings.weights[i])
+            total = found if total is None else merge(total, found)
+        assert total is not None
+        for p in names:
+            out[p] = {s.name: s.result(total[position[p]][s.name]) for s in wanted[position[p]]}
+    if crossed:
+        assert streams.reference is not None
+        pair = programs.pair(block.fn, tuple(sorted(position[p] for p in crossed)))
+        ref = block.ready(working.reference)
+        total = None
+        for i, (x, ref_x) in enumerate(zip(streams.now, streams.reference, strict=True)):
+            found = pair(ready, x, ref, ref_x, None if settings.weights is None else settings.weights[i])
+            total = found if total is None else jax.tree.map(jnp.add, total, found)
+        assert total is not None
+        for p in crossed:
+            out.setdefault(p, {})["cross_gram"] = total[position[p]]
+    return out
+
+
+def _steps(
+    working: Working,
+    stage: Stage,
+    block: Block,
+    t: Transform,
+    streams: Streams,
+    programs: Programs,
+    settings: Settings,
+) -> tuple[Working, list[dict[str, Any]]]:
+    """A transform's steps on one stage until it is done."""
+    start = settings.clock()
+    key = jax.random.fold_in(settings.key, zlib.crc32(f"{t.name} {stage.name}".encode()) & 0x7FFFFFFF)
+
+    def seen(w: Working) -> Stage:
+        return dataclasses.replace(
+            stage,
+            params={i: w.params[i] for i in block.ids},
+            reference={i: w.reference[i] for i in block.ids},
+            plan=w.plan,
+        )
+
+    state = t.init(seen(working))
+    merged: dict[str, dict[str, Any]] = {}
+    for n in itertools.count():
+        edit, state, done = t.step(seen(working), state, jax.random.fold_in(key, n))
+        _refuse_strangers(t, stage, edit)
+        before = working
+        working = applied(working, edit, stage.uses)
+        if edit.equivalence:
+            was, now = block.ready(before.params), block.ready(working.params)
+            assert_equivalent(f"{t.name} at {stage.name}", programs.advance(block.fn), was, now, streams.now[0])
+        for p in (*edit.equivalence, *edit.params, *edit.rows):
+            merged.setdefault(p, {}).update(edit.rows.get(p, {}))
+        if done:
+            break
+    # Dispatch is asynchronous: wait, so that the seconds are those of this work.
+    jax.block_until_ready([x for p in merged for x in jax.tree.leaves(working.params[p])])
+    seconds = (settings.clock() - start) / max(len(merged), 1)
+    return working, [_row(p, t, stage, extra, seconds) for p, extra in merged.items()]
+
+
+def _refuse_strangers(t: Transform, stage: Stage, edit: Edit) -> None:
+    foreign = [p for p in (*edit.equivalence, *edit.params) if p not in stage.targets]
+    if foreign:
+        raise ValueError(
+            f"{t.name} at {stage.name}: edits {foreign}, which its mask left out; widen the mask or edit only {list(stage.targets)}"
+        )
+
+
+def _row(path: str, t: Transform, stage: Stage, extra: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    count = stage.statistics.get(path, {}).get("count")
+    base = {
+        "path": path, "method": t.name, "format": None, "bits": None,
+        "tokens": None if count is None else (int(count) if jnp.ndim(count) == 0 else [int(c) for c in count.reshape(-1)]),
+        "error_before": None, "error_after": None, "seconds": seconds, "warnings": (),
+    }  # fmt: skip
+    if count is not None and bool(jnp.any(count == 0)):
+        base["warnings"] = ("some of its inputs were never seen in calibration",)
+    return {**base, **extra, "warnings": (*base["warnings"], *extra.get("warnings", ()))}
