@@ -1,11 +1,11 @@
 """Where a flat function is cut: every equation is given to the prologue, one parameter group, or the epilogue.
 
-Level 0 is the prologue, level k the k-th group in order of first use, level n + 1 the epilogue. An equation can stand no
-earlier than the parameters and values it reads (`low`) and no later than its readers (`high`). What lies between, a norm's
-mean square before the next layer's gain, say, is cut where the fewest bytes cross, and so that segments come out equal.
+Level 0 is the prologue, level k the k-th group in order of first use, level n + 1 the epilogue. An equation can stand
+no earlier than the parameters and values it reads (`low`) and no later than its readers (`high`). What lies between (a
+norm's mean square before the next layer's gain) is cut where the fewest bytes cross, and so that layers come out equal.
 
-Values that do not depend on the batch (masks, rotary tables, casts of parameters) are not carried: each segment that reads
-one computes it again, inside its own compiled function, so a carry holds activations only.
+Values that do not depend on the batch (masks, rotary tables, casts of parameters) are not carried: each segment that
+reads one computes it again, inside its own compiled function, so a carry holds activations only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ class _Plan:
 
 
 def cut(flat: Flat, key: Callable[[Flat, Cut], Hashable]) -> tuple[list[Cut], list[str]]:
-    """The segments in order, and the groups no equation uses."""
+    """The segments in order, and the groups no equation uses.
+
+    Where several cuts let equally few bytes cross (a cast or a scale between two layers), the end of the prologue and
+    the ends of the layers are tried late and early, and the choice with the fewest different segments is taken.
+    """
     main = _main_nodes(flat)
     names = _order(flat, main)
     unused = [g for g in dict.fromkeys(flat.groups.values()) if g not in names]
@@ -47,15 +51,39 @@ def cut(flat: Flat, key: Callable[[Flat, Cut], Hashable]) -> tuple[list[Cut], li
     for i in main:
         for v in flat.nodes[i].inputs:
             plan.readers.setdefault(v, []).append(i)
-    low, high = _bounds(plan, main)
-    plan.level = {i: low[i] for i in main}
+    bounds = _bounds(plan, main)
+    best: list[Cut] = []
+    for late in ((True, True), (True, False), (False, True), (False, False)):
+        cuts = _cut(plan, main, bounds, key, *late)
+        if not best or _kinds(cuts) < _kinds(best):
+            best = cuts
+        if _kinds(best) <= 1:
+            break
+    return best, unused
+
+
+def _kinds(cuts: Sequence[Cut]) -> int:
+    return len({c.key for c in cuts[1:-1]})
+
+
+def _cut(
+    plan: _Plan,
+    main: Sequence[int],
+    bounds: tuple[dict[int, int], dict[int, int]],
+    key: Callable[[Flat, Cut], Hashable],
+    late_prologue: bool,
+    late: bool,
+) -> list[Cut]:
+    flat, names = plan.flat, plan.names
+    low, high = bounds
+    plan.level = dict(low)
     cuts: list[Cut] = []
     seen: set[Hashable] = set()
     for k in range(len(names) + 1):
         free = [i for i in main if low[i] == k and high[i] == k + 1]
         for i in free:
             plan.level[i] = k + 1
-        order = _cheapest(plan, k, free)
+        order = _cheapest(plan, k, free, late if k else late_prologue)
         chosen = order[0]
         if k > 1:  # a layer with one before it: prefer the cut that makes them equal
             for p in order[:_TRIES]:
@@ -69,7 +97,7 @@ def cut(flat: Flat, key: Callable[[Flat, Cut], Hashable]) -> tuple[list[Cut], li
         seen.add(cuts[-1].key)
     cuts.append(_segment(plan, main, len(names) + 1))
     cuts[-1].key = key(flat, cuts[-1])
-    return cuts, unused
+    return cuts
 
 
 def _main_nodes(flat: Flat) -> list[int]:
@@ -80,7 +108,7 @@ def _main_nodes(flat: Flat) -> list[int]:
         node = flat.nodes[i]
         if node.kept or any(o in needed for o in node.outputs):
             needed.update(node.inputs)
-            if node.outputs and flat.values[node.outputs[0]].batch or node.kept:
+            if node.kept or (node.outputs and flat.values[node.outputs[0]].batch):
                 main.append(i)
     return main[::-1]
 
@@ -158,8 +186,8 @@ def _place(plan: _Plan, k: int, free: Sequence[int], p: int) -> None:
     plan.level.update({i: k if j < p else k + 1 for j, i in enumerate(free)})
 
 
-def _cheapest(plan: _Plan, k: int, free: Sequence[int]) -> list[int]:
-    """Cut positions among the free equations by bytes that cross, the latest first among equals."""
+def _cheapest(plan: _Plan, k: int, free: Sequence[int], late: bool) -> list[int]:
+    """Cut positions among the free equations by bytes that cross, the latest (or earliest) first among equals."""
     flat, spot = plan.flat, {i: j for j, i in enumerate(free)}
     end = len(free)
     born: dict[int, int] = {}
@@ -171,12 +199,12 @@ def _cheapest(plan: _Plan, k: int, free: Sequence[int]) -> list[int]:
             if flat.values[v].batch:
                 born.setdefault(v, -1)
     for v in born:
-        later = [spot[r] if r in spot else end for r in plan.readers.get(v, ()) if r in spot or plan.level[r] > k]
+        later = [spot.get(r, end) for r in plan.readers.get(v, ()) if r in spot or plan.level[r] > k]
         if v in flat.outputs or v in flat.keep:
             later.append(end)
         read_until[v] = max(later, default=-1)
-    cost = [(sum(flat.values[v].nbytes for v, b in born.items() if b < p <= read_until[v]), -p) for p in range(end + 1)]
-    return [-p for _, p in sorted(cost)]
+    cost = [sum(flat.values[v].nbytes for v, b in born.items() if b < p <= read_until[v]) for p in range(end + 1)]
+    return sorted(range(end + 1), key=lambda p: (cost[p], -p if late else p))
 
 
 def _segment(plan: _Plan, main: Sequence[int], k: int) -> Cut:

@@ -145,8 +145,8 @@ class Flattener:
                 return self._unroll(eqn, parts, ids)
         if len(groups) > 1 and versions.inner_jaxprs(eqn):
             raise CannotCut(
-                f"{name} at {where(eqn)} encloses the parameter groups {_some(groups)}, so there is no place to cut between "
-                f"them. {_remedy(name)}"
+                f"{name} at {where(eqn)} encloses the parameter groups {_some(groups)}, so there is no place to cut "
+                f"between them. {_remedy(name)}"
             )
         if (
             groups
@@ -154,8 +154,8 @@ class Flattener:
             and any(self._holds_stack(j, ids, loop=True) for j in versions.inner_jaxprs(eqn))
         ):
             raise CannotCut(
-                f"{name} at {where(eqn)} encloses a scan over the stacked layers {_some(groups)}: its iterations run once "
-                f"per turn of the outer loop. {_remedy(name)}"
+                f"{name} at {where(eqn)} encloses a scan over the stacked layers {_some(groups)}: its iterations run "
+                f"once per turn of the outer loop. {_remedy(name)}"
             )
         return self.add(
             lambda inputs: versions.bind(eqn, inputs),
@@ -254,7 +254,8 @@ class Flattener:
             return self._slices[x, i]
         value = self.flat.values[x]
         aval = jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
-        name = value.node.eqn.primitive.name if value.node and value.node.eqn is not None else None
+        source_eqn = value.node.eqn if value.node else None
+        name = source_eqn.primitive.name if source_eqn is not None else None
         if value.leaf is not None and value.leaf[1] is None:
             path = value.leaf[0]
             found = self._group(path)
@@ -265,13 +266,14 @@ class Flattener:
             dtype = value.dtype
             run = lambda v: [lax.convert_element_type(v[0], dtype)]  # noqa: E731
             out = self.add(run, ("convert", str(dtype)), [source], [aval])[0]
-        elif name == "stack" and value.node is not None and value.node.eqn.params["axis"] == 0:
+        elif name == "stack" and value.node is not None and source_eqn is not None and source_eqn.params["axis"] == 0:
             out = value.node.inputs[i]
         elif name == "concatenate" and value.node is not None and self._one_each(value.node):
             out = self.add(lambda v: [lax.squeeze(v[0], (0,))], ("squeeze",), [value.node.inputs[i]], [aval])[0]
         else:
+            paths = _some(sorted({k[0] for k in value.leaves}))
             raise CannotCut(
-                f"scan at {where(eqn)} reads {_some(sorted({k[0] for k in value.leaves}))} layer by layer, but {name} stands "
+                f"scan at {where(eqn)} reads {paths} layer by layer, but {name} stands "
                 "between the leaf and the scan: pass the stacked leaf itself (casts and jnp.stack are seen through)"
             )
         self._slices[x, i] = out
@@ -313,7 +315,7 @@ class Flattener:
 
 
 def _single(eqn: Any, shape: tuple[int, ...]) -> int | None:
-    """i when the equation is x[i:i+1] on the leading axis and nothing else."""
+    """The i when the equation is x[i:i+1] on the leading axis and nothing else."""
     if eqn is None or eqn.primitive.name != "slice" or set(eqn.params["strides"] or (1,)) != {1}:
         return None
     start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
@@ -351,7 +353,7 @@ def where(eqn: Any) -> str:
 
 def _remedy(name: str) -> str:
     return {
-        "scan": "If it loops over microbatches, give stages one microbatch; if over layers, scan over stacked leaves as xs.",
+        "scan": "If it loops over microbatches, give stages one; if over layers, scan over stacked leaves as xs.",
         "while": "Write the loop over layers as a scan over stacked leaves, or cut with a coarser by=.",
         "cond": "Cut with a by= whose groups hold all the branches.",
         "shard_map": "Cut the function inside shard_map.",

@@ -233,7 +233,8 @@ def _function(flat: Flat, c: Cut) -> Callable[[tuple[Any, ...], Carry], Carry]:
     def segment(leaves: tuple[Any, ...], carry: Carry) -> Carry:
         if len(leaves) != len(slot) or len(carry) != len(arrive):
             raise ValueError(
-                f"this segment takes {len(slot)} leaves and {len(arrive)} carried values, not {len(leaves)} and {len(carry)}"
+                f"this segment takes {len(slot)} leaves and {len(arrive)} carried values, "
+                f"not {len(leaves)} and {len(carry)}"
             )
         env: dict[int, Any] = dict(fixed)
         env.update({v: leaves[j] for v, j in placed.items()})
