@@ -38,11 +38,11 @@ def encode_with(
     """
     e = meta.element
     if meta.offset == "zero_point":
-        z, y = _given(meta, offset), x / scale
+        z, y = _given(meta, offset), rules.quotient(x, scale)
         y = jnp.where(jnp.isnan(y), jnp.float32(0), y)
         # Rounded before the zero point moves it: ties go to even whatever the zero point is.
         return e.encode(jnp.round(y) + z) if rounding is None else rounding(e, y + z, None)
-    y = x / scale if meta.offset is None else (x - _given(meta, offset)) / scale
+    y = rules.quotient(x if meta.offset is None else x - _given(meta, offset), scale)
     return e.encode(y, table) if rounding is None else rounding(e, y, table)
 
 

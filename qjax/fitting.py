@@ -30,7 +30,8 @@ def fit_blocks(
     meta = Meta(fmt.element, block, fmt.offset, blocks.padding_for(core, block), str(w.dtype))
     x, inside = blocks.split(padded(w, meta).astype(jnp.float32), block)
     if positive:
-        x = jnp.where(x > 0, x, jnp.max(x, axis=inside, keepdims=True))
+        peak = jnp.max(x, axis=inside, keepdims=True)
+        x = jnp.where(x > 0, x, jnp.where(peak == 0, jnp.float32(1), peak))
     symmetric = fmt.offset is None and fmt.rule != "signed"
     plain = absmax if symmetric else minmax
     shape = (*batch, *blocks.grid_shape(core, block))
@@ -56,7 +57,7 @@ def fit_blocks(
             return scale, None
         if fmt.offset == "zero_point":
             value, _ = steps(Grid((scale,), None, None, meta))
-            return scale, fmt.element.encode(jnp.round(-low / value))
+            return scale, fmt.element.encode(jnp.round(rules.quotient(-low, value)))
         return scale, low.astype(_offset_dtype(fmt))
 
     def project(low: Array, high: Array) -> Array:

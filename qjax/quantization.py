@@ -155,11 +155,12 @@ def stack_groups(parts: Grid, whole: Grid) -> Grid:
     `whole` is a grid fitted on the whole matrix [K, N] with blocks along -2; its outer level and metadata are kept.
     """
 
-    def join(part: Array | QArray, like: Array | QArray) -> Array | QArray:
-        if isinstance(like, QArray):
-            assert isinstance(part, QArray)
+    def join(part: Array | QArray | None, like: Array | QArray | None) -> Array | QArray:
+        if isinstance(like, QArray) and isinstance(part, QArray):
             return dataclasses.replace(like, codes=part.codes.reshape(like.codes.shape))
-        return part.reshape(like.shape)
+        if isinstance(like, Array) and isinstance(part, Array):
+            return part.reshape(like.shape)
+        raise TypeError(f"parts hold a {type(part).__name__} where the whole has a {type(like).__name__}")
 
     scales = tuple(join(p, w) for p, w in zip(parts.scales, whole.scales, strict=True))
     offset = None if whole.offset is None else join(parts.offset, whole.offset)

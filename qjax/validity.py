@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from qjax import blocks
 from qjax.formats import rules
@@ -24,7 +25,7 @@ def check(q: QArray, name: str = "array") -> None:
     """
     if not isinstance(q, QArray):
         raise TypeError(f"{name}: expected a QArray, got {type(q).__name__}")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(q)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(q)):
         raise TypeError(f"{name}: check needs concrete arrays; call it outside jit")
     _check_structure(q, name)
     _check_codes(q, name)

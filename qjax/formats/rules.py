@@ -26,13 +26,13 @@ def scale_of(fmt: Format, low: Array, high: Array, empty: float = 1.0) -> Array:
     e = fmt.element
     absmax = jnp.maximum(-low, high)
     if fmt.rule == "absmax":
-        scale = _ratio(absmax, e.max)
+        scale = quotient(absmax, e.max)
     elif fmt.rule == "half":
-        scale = _ratio(absmax, (2**e.bits - 1) / 2)
+        scale = quotient(absmax, (2**e.bits - 1) / 2)
     elif fmt.rule == "signed":
-        scale = _ratio(jnp.where(high >= -low, high, low), e.min)
+        scale = quotient(jnp.where(high >= -low, high, low), e.min)
     elif fmt.rule == "minmax":
-        scale = _ratio(high - low, e.max - e.min)
+        scale = quotient(high - low, e.max - e.min)
         # Equal values leave no width: with a minimum any scale serves, the minimum is the value.
         return jnp.where(high == low, jnp.float32(1), scale)
     else:
@@ -40,20 +40,23 @@ def scale_of(fmt: Format, low: Array, high: Array, empty: float = 1.0) -> Array:
     return jnp.where(absmax == 0, jnp.float32(empty), scale)
 
 
-def _ratio(x: Array, divisor: float) -> Array:
-    """The quotient `x / divisor`, rounded once.
+def quotient(x: Array, divisor: Array | float) -> Array:
+    """`x / divisor` rounded once, as IEEE division is; float32, the divisor broadcast against `x`.
 
-    XLA multiplies by the rounded reciprocal of a scalar instead, and two results in three are an ulp off. With
-    absmax/7.5 that ulp decides whether the block's largest value, an exact tie, becomes -8 or -7.
+    XLA turns a division by something broadcast into a multiplication by its rounded reciprocal, and a third of the
+    quotients are an ulp off: an exact tie, such as absmax/7.5 makes of every block's largest value, then goes the
+    wrong way. The barrier hides the broadcast from that rewrite and is gone before fusion: it costs nothing.
     """
-    return x / lax.optimization_barrier(jnp.full(x.shape, divisor, jnp.float32))
+    divisor = jnp.asarray(divisor, jnp.float32)
+    shape = jnp.broadcast_shapes(x.shape, divisor.shape)
+    return x / lax.optimization_barrier(jnp.broadcast_to(divisor, shape))
 
 
 def _power_of_two(rule: str, e: Element, absmax: Array) -> Array:
     """2^k as float32 from the bits of absmax (OCP MX v1.0 section 6.3 and its variants); k in -126..127."""
     one, mask = jnp.int32(1), jnp.int32(0x7FFFFF)
     if rule == "rceil":
-        absmax = _ratio(absmax, e.max)
+        absmax = quotient(absmax, e.max)
     pattern = lax.bitcast_convert_type(absmax, jnp.int32)
     if rule == "even":
         mantissa = e.mantissa if isinstance(e, Float) else e.bits - 2
