@@ -28,11 +28,11 @@ def check(q: QArray, name: str = "array") -> None:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(q)):
         raise TypeError(f"{name}: check needs concrete arrays; call it outside jit")
     _check_structure(q, name)
-    _check_codes(q, name)
     for i, scale in enumerate(q.scales):
         _check_child(q, scale, f"{name}.scales[{i}]", scale=True)
     if q.offset is not None:
         _check_child(q, q.offset, f"{name}.offset", scale=False)
+    _check_codes(q, name)  # last: a NaN among the weights is better told by its scale than by its codes
 
 
 def _check_structure(q: QArray, name: str) -> None:
