@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qjax.dispatch import scannable
+from qjax.dispatch import scannable, transpose
 from qjax.operators import atoms
 from qjax.operators.view import View
+from qjax.qarray import QArray
 
 SCANNED = "scanned"  # the axis was sliced by a scan: one layer at a time
 TRACED = "traced"  # the axis was indexed by a traced number: its entries cannot be told apart
@@ -84,7 +85,15 @@ def _slice(view: View, dim: int, start: Any, size: int) -> View | None:
     if dim == 0 and size == 1 and isinstance(start, int) and leads(view) and scannable(view) is None:
         entry = view.index(start)  # layers of unlike structure: a number picks one
         return dataclasses.replace(entry, axes=((), *entry.axes))
-    return view.slice(dim, start, size)
+    if (cut := view.slice(dim, start, size)) is not None or not isinstance(view.op, QArray):
+        return cut
+    rank = len(view.op.shape)
+    if len(view.op.meta.block) != 2 or view.live[dim] != ((-2, 1, view.op.shape[-2]),):
+        return None
+    turned = {-2: -1, -1: -2}  # a bare [N, K] array: its outputs are sliced once they are the operator's own
+    axes = tuple(tuple((turned.get(a, a), s, n) for a, s, n in axis) for axis in view.live)
+    whole = dataclasses.replace(view, op=transpose(view.op), axes=axes)
+    return whole.slice(dim, start, size) if rank == len(view.live) else None
 
 
 def leads(view: View) -> bool:

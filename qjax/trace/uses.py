@@ -114,14 +114,14 @@ def _unusual(path: str, listed: Sequence[Use], tables: Mapping[int, str], router
         )
     if others := [u for u in listed if u.kind == "other"]:
         return f"also used by {_names(others)}"
-    if path in routers:
-        return "a router: its product feeds top_k"
     first = products[0]
     if any((u.batch_axes, u.contract_axes) != (first.batch_axes, first.contract_axes) for u in products):
         return "its products contract different axes"
     rows = first.matrix_shape[-1]
     if rows in tables:
         return f"an untied head: as many outputs as {tables[rows]!r} has rows"
+    if path in routers:
+        return "a router: its product feeds top_k"
     return ""
 
 

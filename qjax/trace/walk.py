@@ -64,7 +64,11 @@ class Walk:
         if eqn.primitive.name in ("top_k", "approx_top_k"):
             self.routers |= inputs[0].origins
         tokens = labels.propagate(eqn, [x.tokens for x in inputs])
-        origins = frozenset() if eqn.primitive.name in PRODUCTS else frozenset().union(*(x.origins for x in inputs))
+        if eqn.primitive.name in PRODUCTS:
+            met = self.meetings[-1] if self.meetings else None
+            origins = frozenset([met.leaf.source.path]) if met is not None and met.eqn is eqn else frozenset()
+        else:
+            origins = frozenset().union(*(x.origins for x in inputs))
         out = [
             Shape(v.aval.shape, v.aval.dtype, t, origins) if hasattr(v.aval, "shape") else Shape((), None)
             for v, t in zip(eqn.outvars, tokens, strict=True)
