@@ -26,8 +26,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("formats")
     config.replicates = 5
-    config.recipe.methods = ("rtn",)
-    config.recipe.format = ("int4_g64", "mxfp4", "int4_g32", "nvfp4")
+    config.recipe = {"methods": ("rtn",), "format": ("int4_g64", "mxfp4", "int4_g32", "nvfp4")}
     config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("rtn nvfp4", "rtn mxfp4"),

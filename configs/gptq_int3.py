@@ -23,10 +23,12 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("gptq_int3")
     config.replicates = 3
-    config.recipe.methods = ("rtn", "gptq")
-    config.recipe.format = ("int3_g64_affine",)
-    config.recipe.order = "activation"
-    config.recipe.groups = "static"
+    config.recipe = {
+        "methods": ("rtn", "gptq"),
+        "format": ("int3_g64_affine",),
+        "order": "activation",
+        "groups": "static",
+    }
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
     config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("gptq int3_g64_affine", "rtn int3_g64_affine"),)

@@ -24,8 +24,7 @@ from experiments.settings import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("quickstart")
-    config.recipe.methods = ("rtn", "gptq")
-    config.recipe.format = ("int4_g64", "int3_g64_affine", "mxfp4", "nvfp4")
+    config.recipe = {"methods": ("rtn", "gptq"), "format": ("int4_g64", "int3_g64_affine", "mxfp4", "nvfp4")}
     config.extra = {"w8a8": {"granularity": ("token", "tensor")}}
     config.calibration = {"windows": 16, "length": 512, "batch": 4}
     config.evaluation = {"windows": 16, "length": 256, "batch": 4, "part": "report"}
@@ -34,10 +33,13 @@ def get_config() -> ml_collections.ConfigDict:
         ("rtn nvfp4", "rtn mxfp4"),
         ("w8a8 token", "w8a8 tensor"),
     )
-    config.samples.prompts = (
-        "The three primary colors are",
-        "In Python, a list comprehension is",
-        "The capital of France is Paris. The capital of Italy is",
-    )
-    config.samples.rows = ("float", "rtn int3_g64_affine", "gptq int3_g64_affine")
+    config.samples = {
+        "prompts": (
+            "The three primary colors are",
+            "In Python, a list comprehension is",
+            "The capital of France is Paris. The capital of Italy is",
+        ),
+        "rows": ("float", "rtn int3_g64_affine", "gptq int3_g64_affine"),
+        "steps": 48,
+    }
     return config

@@ -29,6 +29,7 @@ from tqdm import tqdm
 import qjax
 from experiments import errors, outliers, provenance, store, subject, sweep
 from qjax import data, evaluate
+from qjax.trace.stages import CannotCut
 
 ROW_FIELDS = (
     "name", "recipe", "format", "bpw", "bpw_model", "bytes", "perplexity", "kl_mean", "kl_p99", "top1_flip", "seed",
@@ -71,22 +72,31 @@ class Study:
         if self.config["pictures"] and not (self.folder / "outliers.npz").exists():
             with self.timed("pictures", "outliers"):
                 self.picture()
-        plan = [(replicate, row) for replicate in range(self.config["replicates"]) for row in self.rows]
-        missing = [(replicate, row) for replicate, row in plan if not self.file(row, replicate).exists()]
-        bar = tqdm(plan, desc=self.config["study"], unit="row", initial=len(plan) - len(missing), total=len(plan))
-        current, weights, reference, inputs = -1, None, None, {}
-        for replicate, row in missing:
-            if replicate != current:
-                current, weights = replicate, self.weights(replicate)
-                reference = evaluate.recomputed(self.subject.model, weights, self.batches)
-                inputs = errors.inputs(self.subject.model, weights, self.probe, self.targets)
-            bar.set_postfix_str(row.name)
-            store.write_json(self.file(row, replicate), self.compute(row, replicate, weights, reference, inputs))
-            shutil.rmtree(self.folder / "state", ignore_errors=True)
-            bar.update()
+        bar = tqdm(total=self.config["replicates"] * len(self.rows), desc=self.config["study"], unit="row")
+        for replicate in range(self.config["replicates"]):
+            missing = [row for row in self.rows if not self.file(row, replicate).exists()]
+            bar.update(len(self.rows) - len(missing))
+            if not missing:
+                continue
+            weights = self.weights(replicate)
+            reference = self.reference(weights)
+            inputs = errors.inputs(self.subject.model, weights, self.probe, self.targets)
+            for row in missing:
+                bar.set_postfix_str(row.name)
+                store.write_json(self.file(row, replicate), self.compute(row, replicate, weights, reference, inputs))
+                shutil.rmtree(self.folder / "state", ignore_errors=True)
+                bar.update()
         bar.close()
         store.write_json(self.folder / "metrics.json", self.metrics())
         return self.folder
+
+    def reference(self, weights: Any) -> evaluate.Reference:
+        """Logits of the float model on the windows everything is measured on."""
+        try:
+            return evaluate.remembered(self.subject.model, weights, self.batches, progress=_bar("float"))
+        except CannotCut as error:
+            tqdm.write(f"the float model runs again for every row, since it cannot be cut before its head: {error}")
+            return evaluate.recomputed(self.subject.model, weights, self.batches)
 
     def file(self, row: sweep.Row, replicate: int) -> Path:
         """Where a row is kept."""
@@ -158,16 +168,12 @@ class Study:
     def samples(self, row: sweep.Row, replicate: int, params: Any) -> list[dict[str, str]]:
         """Greedy continuations of the config's prompts by the rows it names, in the first replicate."""
         settings = self.config["samples"]
-        if replicate or row.name not in settings["rows"]:
+        if replicate or not settings["prompts"] or row.name not in settings["rows"]:
             return []
+        prompts = settings["prompts"]
         with self.timed(row.name, "samples", replicate):
-            return [
-                {
-                    "prompt": p,
-                    "text": subject.continuation(self.subject, params, p, settings["steps"], self.config["seed"]),
-                }
-                for p in settings["prompts"]
-            ]
+            texts = subject.continuations(self.subject, params, prompts, settings["steps"])
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
     def metrics(self) -> dict[str, Any]:
         """The table and the judged claims, from the rows on disk."""

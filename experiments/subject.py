@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 import qjax
 from qjax import models
+from qjax.models.generation import generate
 
 
 class Subject(NamedTuple):
@@ -49,18 +52,20 @@ def _module(place: str) -> ModuleType:
 
 
 def tokenize(subject: Subject, text: str) -> list[int]:
-    """Token ids of a text, without BOS."""
-    return list(subject.tokenizer.encode(text))
+    """Token ids of a text, without the start token some tokenizers put in front."""
+    ids = [int(i) for i in subject.tokenizer.encode(text)]
+    return ids[1:] if ids and ids[0] == getattr(subject.tokenizer, "bos", None) else ids
 
 
-def continuation(subject: Subject, params: Any, prompt: str, steps: int, seed: int) -> str:
-    """The most probable continuation of a prompt, token by token (greedy: the same on every run)."""
-    import jax
-    import jax.numpy as jnp
-
-    tokens = jnp.asarray([tokenize(subject, prompt)], jnp.int32)
-    out = models.generate(subject.model, params, tokens, steps, jax.random.key(seed), temperature=0.0)
-    return subject.tokenizer.decode(out[0])
+def continuations(subject: Subject, params: Any, prompts: Sequence[str], steps: int) -> list[str]:
+    """The most probable continuation of each prompt, token by token (greedy: the same on every run)."""
+    ids = [[int(i) for i in subject.tokenizer.encode(prompt)] for prompt in prompts]
+    longest = max(map(len, ids))
+    # Padded on the left into one batch: one compiled loop for all prompts.
+    tokens = jnp.asarray([[0] * (longest - len(row)) + row for row in ids], jnp.int32)
+    lengths = jnp.asarray([len(row) for row in ids], jnp.int32)
+    out = generate(subject.model, params, tokens, steps, lengths=lengths)
+    return [subject.tokenizer.decode(row) for row in out]
 
 
 def runnable(subject: Subject) -> Callable[[Any, Any], Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.colors
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ from experiments.report.facts import layer_and_role
 INK, FAINT = "#010203", "#040506"
 COLOURS = {"rtn": "#e0812a", "gptq": "#3f7fe0", "w8a8": "#1f9e89", "smoothquant": "#9a63d8", "lqer": "#d8487f"}
 SPARE = ("#7a9a01", "#c2453c", "#5b7083", "#b58900", "#0095b3")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "qjax",
     "font.family": "sans-serif",
@@ -267,7 +268,7 @@ def input_outliers(outliers: dict[str, np.ndarray], bins: int = 288) -> str:
             binned = padded.reshape(len(table), -1, step).max(-1)
             image = ax.imshow(
                 np.maximum(binned, low), aspect="auto", origin="lower", interpolation="nearest", cmap="magma",
-                norm=mpl.colors.LogNorm(low, high), extent=(0, table.shape[1], -0.5, len(table) - 0.5),
+                norm=matplotlib.colors.LogNorm(low, high), extent=(0, table.shape[1], -0.5, len(table) - 0.5),
             )  # fmt: skip
             ax.grid(False)
             ax.set_title("input of " + ", ".join(names), fontsize=9)
@@ -326,7 +327,7 @@ def _by_layer_and_role(values: dict[str, float]) -> tuple[list[str], np.ndarray]
 
 
 def _heat(ax: Axes, values: np.ndarray, roles: Sequence[str], limits: tuple[float, float]) -> Any:
-    norm = mpl.colors.LogNorm(*limits) if limits[0] > 0 and limits[1] > limits[0] else None
+    norm = matplotlib.colors.LogNorm(*limits) if limits[0] > 0 and limits[1] > limits[0] else None
     image = ax.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", norm=norm)
     ax.grid(False)
     ax.set_yticks(range(len(roles)), roles, fontsize=7.5)
@@ -338,8 +339,9 @@ def _heat(ax: Axes, values: np.ndarray, roles: Sequence[str], limits: tuple[floa
 
 def _scale(fig: Figure, image: Any, axes: np.ndarray, label: str, form: Any) -> None:
     bar = fig.colorbar(image, ax=axes.ravel().tolist(), pad=0.015, aspect=28, format=FuncFormatter(form))
-    if isinstance(image.norm, mpl.colors.LogNorm):
-        wide = image.norm.vmax > 100 * image.norm.vmin
+    if isinstance(image.norm, matplotlib.colors.LogNorm):
+        low, high = image.get_clim()
+        wide = high > 100 * low
         bar.set_ticks(LogLocator(10, subs=(1,) if wide else (1, 2, 3, 5, 7)))
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_minor_formatter(NullFormatter())

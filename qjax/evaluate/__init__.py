@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from qjax.evaluate.comparison import Verdict, compare, perturb, sign_test, verdict
-from qjax.evaluate.scores import PROTOCOL, Scores, evaluate, recomputed, remembered, score
+from qjax.evaluate.scores import PROTOCOL, Reference, Scores, evaluate, recomputed, remembered, score
 from qjax.evaluate.size import bpw, bpw_model, disk_bytes
 
 __all__ = [
     "PROTOCOL",
+    "Reference",
     "Scores",
     "Verdict",
     "bpw",

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qjax.trace.stages import stages
+
 PROTOCOL = (
     "non-overlapping windows of {length} tokens, no BOS; the {scored} next-token predictions of each are scored; "
     "perplexity = exp(mean natural-log loss)"
@@ -119,15 +121,29 @@ def recomputed(fn: Model, params: Any, batches: Sequence[np.ndarray]) -> Referen
 
 
 def remembered(
-    hidden: Model,
-    head: Callable[[Any, jax.Array], jax.Array],
+    fn: Model,
     params: Any,
     batches: Sequence[np.ndarray],
+    by: str = "layers/*",
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Reference:
-    """Reference logits from stored last hidden states: `head(params, hidden(params, tokens))` is the model.
+    """Reference logits from what the model holds before its head, kept on the host for every batch.
 
-    Keeps [B, T, D] per batch on the host instead of [B, T, V] (85 times less for SmolLM2) and pays the head again.
+    The model is cut behind its last group of parameters (`qjax.stages`), so a request costs the head alone and memory
+    is [B, T, D] a batch instead of [B, T, V] (85 times less for SmolLM2). Raises CannotCut where the model has no
+    such cut; `recomputed` always works.
     """
-    states = [np.asarray(hidden(params, jnp.asarray(batch))) for batch in progress(batches)]
-    return lambda index: head(params, jnp.asarray(states[index]))
+    segments = stages(fn, params, jnp.asarray(batches[0]), by=by)
+    *body, head = ((jax.jit(segment.fn), segment.leaves(params)) for segment in segments)
+    kept = []
+    for batch in progress(batches):
+        carry = segments.begin(jnp.asarray(batch))
+        for run, leaves in body:
+            carry = run(leaves, carry)
+        kept.append(jax.device_get(carry))
+
+    def logits(index: int) -> jax.Array:
+        run, leaves = head
+        return segments.finish(run(leaves, jax.device_put(kept[index])))
+
+    return logits

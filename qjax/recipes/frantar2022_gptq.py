@@ -6,10 +6,17 @@ with 1 % damping; `--act-order` came later and `--static-groups` keeps the group
 
 from __future__ import annotations
 
+from typing import Literal
+
 from qjax import transforms
 from qjax.transforms.contract import Chain
 
 
-def gptq(format: str = "int4_g64", order: str = "activation", groups: str = "static", damp: float = 0.01) -> Chain:
+def gptq(
+    format: str = "int4_g64",
+    order: Literal["none", "activation"] = "activation",
+    groups: Literal["static", "stale", "fresh"] = "static",
+    damp: float = 0.01,
+) -> Chain:
     """Column by column, each rounding error spread over the columns not yet rounded. Catalogue E3."""
     return transforms.chain(transforms.gptq(format, order=order, groups=groups, damp=damp))

@@ -6,15 +6,12 @@ Catalogue G5. The scale s = max|x|^alpha / max|w|^(1 - alpha) moves from the act
 from __future__ import annotations
 
 from qjax import transforms
+from qjax.recipes.yao2022_zeroquant import ACTIVATIONS, Granularity
 from qjax.transforms.contract import Chain
 
 
-def smoothquant(
-    alpha: float = 0.5, format: str = "int8", activations: str = "int8", granularity: str = "tensor"
-) -> Chain:
+def smoothquant(alpha: float = 0.5, format: str = "int8", granularity: Granularity = "tensor") -> Chain:
     """Smooth, round the weights, round the inputs (the paper's O2: per tensor, dynamic). Catalogue G5."""
     return transforms.chain(
-        transforms.smooth(alpha=alpha),
-        transforms.rtn(format),
-        transforms.act_quantize(activations, granularity=granularity),
+        transforms.smooth(alpha=alpha), transforms.rtn(format), transforms.act_quantize(ACTIVATIONS[granularity])
     )

@@ -6,10 +6,16 @@ With one scale for all tokens it is the static-shape baseline the paper (and Smo
 
 from __future__ import annotations
 
+from typing import Literal
+
 from qjax import transforms
 from qjax.transforms.contract import Chain
 
+Granularity = Literal["token", "tensor"]
+# The format of an activation says what shares a scale: along its last axis, or everything.
+ACTIVATIONS: dict[Granularity, str] = {"token": "int8", "tensor": "int8_tensor"}
 
-def w8a8(format: str = "int8", activations: str = "int8", granularity: str = "token") -> Chain:
-    """Rounded weights and rounded inputs, one input scale per "token" or per "tensor". Catalogue G1."""
-    return transforms.chain(transforms.rtn(format), transforms.act_quantize(activations, granularity=granularity))
+
+def w8a8(format: str = "int8", granularity: Granularity = "token") -> Chain:
+    """Rounded weights and rounded inputs, one dynamic input scale per "token" or per "tensor". Catalogue G1."""
+    return transforms.chain(transforms.rtn(format), transforms.act_quantize(ACTIVATIONS[granularity]))

@@ -11,13 +11,10 @@ def get_config():
     config = defaults("toy")
     config.model = f"{Path(__file__).parent / 'toy.py'}:load"
     config.replicates = 2
-    config.recipe.methods = ("rtn", "gptq")
-    config.recipe.format = ("int3_g64_affine", "mxfp4")
+    config.recipe = {"methods": ("rtn", "gptq"), "format": ("int3_g64_affine",)}
     config.extra = {"w8a8": {"granularity": ("token", "tensor")}}
     config.calibration = {"windows": 4, "length": 64, "batch": 2}
     config.evaluation = {"windows": 4, "length": 64, "batch": 2, "part": "report"}
-    config.claims = (("gptq int3_g64_affine", "rtn int3_g64_affine"), ("rtn nothing", "rtn mxfp4"))
-    config.samples.prompts = ("The assert",)
-    config.samples.rows = ("float", "gptq mxfp4")
-    config.samples.steps = 4
+    config.claims = (("gptq int3_g64_affine", "rtn int3_g64_affine"), ("rtn nothing", "rtn int3_g64_affine"))
+    config.samples = {"prompts": ("The assert",), "rows": ("float",), "steps": 4}
     return config
