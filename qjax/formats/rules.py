@@ -45,11 +45,13 @@ def quotient(x: Array, divisor: Array | float) -> Array:
 
     XLA turns a division by something broadcast into a multiplication by its rounded reciprocal, and a third of the
     quotients are an ulp off: an exact tie, such as absmax/7.5 makes of every block's largest value, then goes the
-    wrong way. The barrier hides the broadcast from that rewrite and is gone before fusion: it costs nothing.
+    wrong way. Selecting NaN for NaN changes no result and makes the divisor depend on `x`, so that it is no broadcast,
+    under vmap neither (a barrier would be batched before it is broadcast).
     """
     divisor = jnp.asarray(divisor, jnp.float32)
     shape = jnp.broadcast_shapes(x.shape, divisor.shape)
-    return x / lax.optimization_barrier(jnp.broadcast_to(divisor, shape))
+    x = jnp.broadcast_to(x, shape)
+    return x / jnp.where(jnp.isnan(x), x, jnp.broadcast_to(divisor, shape))
 
 
 def _power_of_two(rule: str, e: Element, absmax: Array) -> Array:
