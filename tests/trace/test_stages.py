@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from qjax.quantization import quantize
+from qjax.trace.observe import observing
+from qjax.trace.quantized import quantized
 from qjax.trace.signature import Signer
 from qjax.trace.stages import CannotCut, assemble, stages
 from tests.trace import toys
@@ -353,3 +356,23 @@ def test_assemble_puts_stacked_entries_back():
         assemble(STACKED, new)
     with pytest.raises(ValueError, match="no leaf is called 'x'"):
         assemble(STACKED, {("x", None): 0})
+
+
+@pytest.mark.parametrize("form", ["loop", "scan"])
+def test_segments_run_on_operators_and_are_observed(form):
+    """Layer by layer in mixed formats: the same numbers as the whole function on the assembled tree."""
+    fn, params = (toys.loop(), PARAMS) if form == "loop" else (toys.scanned(), STACKED)
+    parts = stages(fn, params, TOKENS)
+    carry, new = parts.begin(TOKENS), {}
+    seen = jax.jit(observing(parts[1].fn, ("count", "absmax")))
+    for n, s in enumerate(parts):
+        leaves = list(s.leaves(params))
+        if s.kind == "group":
+            found = seen(tuple(leaves), carry)[1]
+            assert len(found) == 7 and all(v["count"] == TOKENS.size for v in found.values())
+            for j, leaf in enumerate(leaves):
+                if leaf.ndim == 2:
+                    leaves[j] = new[s.paths[j]] = quantize(leaf, "int8" if n % 2 else "int4_g4")
+        carry = jax.jit(quantized(s.fn, strict=True))(tuple(leaves), carry)
+    whole = jax.jit(quantized(fn, strict=True))(assemble(params, new), TOKENS)
+    np.testing.assert_allclose(parts.finish(carry), whole, rtol=1e-5, atol=1e-5)
