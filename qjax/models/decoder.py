@@ -85,14 +85,14 @@ class Decoder:
         if positions is None:
             positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         x = _embed(params["embed"], tokens)
-        turns = _turns(self.arch, positions)
+        turns = rotations(self.arch, positions)
         if self.scan:
             with jax.named_scope("layers"):
-                x, _ = lax.scan(lambda x, p: (_block(self.arch, p, x, turns, positions), None), x, params["layers"])
+                x, _ = lax.scan(lambda x, p: (block(self.arch, p, x, turns, positions), None), x, params["layers"])
         else:
             for i in range(self.arch.layers):
                 with jax.named_scope(f"layers/{i}"):
-                    x = _block(self.arch, params["layers"][str(i)], x, turns, positions)
+                    x = block(self.arch, params["layers"][str(i)], x, turns, positions)
         return _head(self.arch, params["norm"], params["embed" if self.arch.tied else "head"], x)
 
     def init(self, key: Array) -> dict[str, Any]:
@@ -127,11 +127,11 @@ class Decoder:
             float32 [batch, tokens (1 if last), vocab] and the new state.
         """
         x = _embed(params["embed"], tokens)
-        turns = _turns(self.arch, positions)
+        turns = rotations(self.arch, positions)
         if self.scan:
 
             def body(x: Array, layer: tuple[Params, Any]) -> tuple[Array, Any]:
-                return _cached_block(self, *layer, x, turns, positions)
+                return cached_block(self, *layer, x, turns, positions)
 
             with jax.named_scope("layers"):
                 x, state = lax.scan(body, x, (params["layers"], state))
@@ -139,7 +139,7 @@ class Decoder:
             states = []
             for i in range(self.arch.layers):
                 with jax.named_scope(f"layers/{i}"):
-                    x, new = _cached_block(self, params["layers"][str(i)], state[i], x, turns, positions)
+                    x, new = cached_block(self, params["layers"][str(i)], state[i], x, turns, positions)
                 states.append(new)
             state = tuple(states)
         x = x[:, -1:] if last else x
@@ -161,7 +161,8 @@ def rotate(x: Array, turns: tuple[Array, Array]) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _turns(arch: Architecture, positions: Array) -> tuple[Array, Array]:
+def rotations(arch: Architecture, positions: Array) -> tuple[Array, Array]:
+    """Cosines and sines of RoPE for int32 positions [batch, tokens]: float32 [batch, tokens, head_dim / 2] each."""
     pairs = jnp.arange(0, arch.head_dim, 2, dtype=jnp.float32) / jnp.float32(arch.head_dim)
     frequencies = 1.0 / (jnp.float32(arch.theta) ** pairs)
     if arch.rope_factors is not None:
@@ -215,7 +216,9 @@ def _layer(
 
 
 @partial(jax.jit, static_argnums=0)
-def _block(arch: Architecture, layer: Params, x: Array, turns: tuple[Array, Array], positions: Array) -> Array:
+def block(arch: Architecture, layer: Params, x: Array, turns: tuple[Array, Array], positions: Array) -> Array:
+    """One layer on x [batch, tokens, width]; `turns` from `rotations(arch, positions)`."""
+
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
         s = grouped_scores(q * jnp.float32(arch.head_dim**-0.5), k.transpose(0, 2, 1, 3))
         s = checkpoint_name(s, "attn/scores")
@@ -226,9 +229,11 @@ def _block(arch: Architecture, layer: Params, x: Array, turns: tuple[Array, Arra
 
 
 @partial(jax.jit, static_argnums=0)
-def _cached_block(
+def cached_block(
     model: Decoder, layer: Params, state: Any, x: Array, turns: tuple[Array, Array], positions: Array
 ) -> tuple[Array, Any]:
+    """One layer on x [batch, tokens, width] that appends to its cache; the output and the new state."""
+
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
         keys = model.key_cache.append(state[0], k, positions)
         values = model.value_cache.append(state[1], v, positions)

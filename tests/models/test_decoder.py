@@ -138,12 +138,12 @@ def test_caches_are_the_models_own_choice():
 
 def test_every_layer_shares_one_compiled_block():
     arch = dataclasses.replace(TINY, layers=5, ffn=24)
-    model, before = Decoder(arch), module._block._cache_size()
+    model, before = Decoder(arch), module.block._cache_size()
     params = params_of(arch)
     model(params, TOKENS)
-    assert module._block._cache_size() == before + 1
+    assert module.block._cache_size() == before + 1
     model(params, TOKENS + 0)
-    assert module._block._cache_size() == before + 1
+    assert module.block._cache_size() == before + 1
 
 
 def test_a_layer_may_differ_from_the_others():
@@ -169,13 +169,13 @@ def test_sites_carry_the_layer_of_their_call():
     expected = {f"layers/{i}/{site}" for i in range(3) for site in SITES} | {"residual/embed", "norm/output"}
     assert set(names_in(jaxpr.jaxpr)) == expected
     # One block for all layers, or the sites of the first would be all there are to find.
-    blocks = [e.params["jaxpr"] for e in jaxpr.eqns if e.params.get("name") == "_block"]
+    blocks = [e.params["jaxpr"] for e in jaxpr.eqns if e.params.get("name") == "block"]
     assert len(blocks) == 3 and all(block is blocks[0] for block in blocks)
 
 
 def test_init_has_the_shapes_of_the_architecture():
     for arch in VARIANTS.values():
-        leaves = jax.tree_util.tree_leaves_with_path(Decoder(arch).init(jax.random.key(0)))
+        leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(Decoder(arch).init, jax.random.key(0)))
         found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
         assert found == arch.shapes
         assert arch.parameters == sum(leaf.size for _, leaf in leaves)
