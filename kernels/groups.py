@@ -17,7 +17,7 @@ STEP_ROWS = 64  # codes along K that one step of the scan unpacks, where groups 
 
 
 def pack_nibbles(codes: jax.Array, lowest: int, group: int) -> jax.Array:
-    """Integer codes [..., K, N] within lowest..lowest + 15 -> uint8 [..., K / group, group / 2, N]; group even, dividing K.
+    """Integer codes [..., K, N] within lowest..lowest + 15 as uint8 [..., K / group, group / 2, N]; group even.
 
     Byte i of a group holds code i in its low nibble and code group / 2 + i in its high one, both minus `lowest`.
     """
@@ -38,8 +38,8 @@ def matmul(
 ) -> jax.Array:
     """x [M, K] @ W with W = scale * (codes - zero) + minimum, in float32 (float64 for such x): [M, N].
 
-    codes: uint8 [G, g / 2, N] from `pack_nibbles`, or any integers [G, g, N], g = K / G; scale and minimum [G, N]; zero a
-    number or [G, N]. Agrees with `reference` up to the order of summation.
+    codes: uint8 [G, g / 2, N] from `pack_nibbles`, or any integers [G, g, N], g = K / G; scale and minimum [G, N];
+    zero a number or [G, N]. Agrees with `reference` up to the order of summation.
     """
     groups, rows, N = codes.shape
     M, K = x.shape
@@ -80,12 +80,14 @@ def reference(
     """What `matmul` computes, with the whole weight dequantized."""
     groups, rows, N = codes.shape
     K = x.shape[1]
-    if K != groups * rows:
+    if groups * rows != K:
         codes = unpack_nibbles(codes, 0, "uint8").reshape(groups, K // groups, N)
 
     def spread(a: jax.Array) -> jax.Array:
         return jnp.broadcast_to(a[:, None], codes.shape)
 
-    W = (codes.astype(jnp.float32) - (spread(zero) if isinstance(zero, jax.Array) else jnp.float32(zero))) * spread(scale)
+    W = (codes.astype(jnp.float32) - (spread(zero) if isinstance(zero, jax.Array) else jnp.float32(zero))) * spread(
+        scale
+    )
     W = W if minimum is None else W + spread(minimum)
     return jnp.dot(x.astype(jnp.float32), W.reshape(K, N), precision="highest")

@@ -48,10 +48,10 @@ __all__ = [
 
 
 def matmul(x: jax.Array, op: Any, *, implementation: str | None = None, dtype: Any = None) -> jax.Array:
-    """X [batch..., tokens..., K] through op [batch..., K, N] -> [batch..., tokens..., N].
+    """Take x [batch..., tokens..., K] through op [batch..., K, N] -> [batch..., tokens..., N].
 
-    Products are taken in the dtype of x with float32 accumulation (float64 for float64); the result has dtype `dtype` or
-    that of x. `implementation` names how the quantized leaves of op are computed: ValueError where that cannot run.
+    Products are taken in the dtype of x with float32 accumulation (float64 for float64); the result has dtype `dtype`
+    or that of x. `implementation` names how the quantized leaves of op are computed: ValueError where that cannot run.
     TypeError for an x that is not floating, ValueError for shapes that do not fit.
 
     >>> import jax.numpy as jnp
@@ -72,7 +72,10 @@ def matmul(x: jax.Array, op: Any, *, implementation: str | None = None, dtype: A
 
 
 def affine(op: Any) -> tuple[jax.Array, jax.Array | None]:
-    """(W [batch..., K, N], b [batch..., N] or None) with matmul(x, op) == x @ W + b; raises NotAffine naming the quantizer."""
+    """(W [batch..., K, N], b [batch..., N] or None) with matmul(x, op) == x @ W + b.
+
+    Raises NotAffine with the path of an activation quantizer inside op.
+    """
     if isinstance(op, Operator):
         assert_affine(op)
         return op.affine()
@@ -80,7 +83,7 @@ def affine(op: Any) -> tuple[jax.Array, jax.Array | None]:
 
 
 def dense(op: Any) -> jax.Array:
-    """W [batch..., K, N] alone; raises NotAffine where an activation quantizer would be lost, NotLinear where a bias would."""
+    """W [batch..., K, N] alone; NotAffine where an activation quantizer would be lost, NotLinear where a bias would."""
     W, b = affine(op)
     if b is not None:
         raise NotLinear(f"{type(op).__name__} {op.shape} adds a bias that its matrix would lose; use affine(op)")
@@ -125,7 +128,7 @@ def index(op: Any, i: Any) -> Any:
 
 
 def scannable(op: Any) -> Any:
-    """Op with every array's first axis brought to op.shape[0], ready for `lax.scan` or `vmap`; None if its layers differ."""
+    """The operator with every array's first axis as long as its own, for `lax.scan`; None if its layers differ."""
     if len(op.shape) < 3:
         return None
     length = op.shape[0]
@@ -147,7 +150,7 @@ def shape(op: Any) -> tuple[int, ...]:
 
 
 def bits(op: Any) -> float:
-    """Bits stored for an array, a QArray or an operator: codes, scales, offsets, tables, indices, learned maps, padding."""
+    """Bits stored: codes, scales, offsets, tables, indices, learned maps, padding; plain arrays as they are."""
     return stored_bits(op)
 
 

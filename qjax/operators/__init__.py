@@ -1,8 +1,8 @@
-"""Quantized weights as linear operators [batch..., K, N]: leaves, combinators and the maps they compose, one file a node.
+"""Quantized weights as linear operators [batch..., K, N]: leaves, combinators, maps, one file a node.
 
 A node answers `matmul`, `affine`, `rows`, `transpose`, `index` and `bits`; `qjax.dispatch` holds the same questions as
-free functions that also take plain arrays and `QArray`. The law that ties them: for every operator without an activation
-quantizer, `matmul(x, op) == x @ W + b` with `(W, b) = affine(op)`.
+free functions that also take plain arrays and `QArray`. The law that ties them: for every operator without an
+activation quantizer, `matmul(x, op) == x @ W + b` with `(W, b) = affine(op)`.
 """
 
 from qjax.operators.by_use import ByUse as ByUse

@@ -1,7 +1,7 @@
 """Axis bookkeeping of a `View`: storage axes written as pieces of an operator's axes.
 
-An atom (axis, stride, size) is `size` steps of `stride` along operator axis `axis` (negative, so that slicing batch axes
-off the front leaves it valid). A storage axis is a tuple of atoms in row-major order.
+An atom (axis, stride, size) is `size` steps of `stride` along operator axis `axis` (negative, so that slicing batch
+axes off the front leaves it valid). A storage axis is a tuple of atoms in row-major order.
 """
 
 from __future__ import annotations

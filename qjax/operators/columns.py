@@ -23,8 +23,8 @@ from qjax.operators.post import Post
 class Columns(Operator):
     """y = sum over parts of op_i(x[..., order][part i]): mixed precision over input channels (LLM.int8, Atom, QUIK).
 
-    ops[i] is [batch..., K_i, N]; the sizes K_i are the cut. `order` [batch..., K] int32 lists the input channels in the order
-    of the parts; None keeps them as they are.
+    ops[i] is [batch..., K_i, N]; the sizes K_i are the cut. `order` [batch..., K] int32 lists the input channels in the
+    order of the parts; None keeps them as they are.
     """
 
     ops: tuple[Any, ...]

@@ -29,7 +29,7 @@ class Plan:
     y_shapes: tuple[list[int], list[int], list[int]]
 
     def operand(self, x: jax.Array) -> jax.Array:
-        """X as [operator batch..., free..., K]."""
+        """Bring x to [operator batch..., free..., K]."""
         x = x.transpose(self.x_axes).reshape(self.x_cut).transpose(self.x_order).reshape(self.x_shape)
         return jnp.broadcast_to(x, (*self.lead, *x.shape[len(self.lead) :]))
 
@@ -49,7 +49,7 @@ def plan(
     contract: tuple[Sequence[int], Sequence[int]],
     batch: tuple[Sequence[int], Sequence[int]],
 ) -> Plan | None:
-    """The plan for contracting and batching (view axes, x axes), or None where pieces of K or N would be split apart."""
+    """The plan for contracting and batching (view axes, x axes); None where pieces of K or N would be split apart."""
     inner_axes, joint_axes = ([i % len(axes) for i in pair[0]] for pair in (contract, batch))
     x_inner, x_joint = ([i % len(x_shape) for i in pair[1]] for pair in (contract, batch))
     outer_axes = [i for i in range(len(axes)) if i not in (*inner_axes, *joint_axes)]
@@ -63,7 +63,9 @@ def plan(
         pass
     elif _whole(inner, -1, N) and _whole(outer, -2, K) and not _any(joint, -1, -2):
         op = dispatch.transpose(op)
-        inner, joint, outer = ([({-1: -2, -2: -1}.get(i, i), *a) for i, *a in group] for group in (inner, joint, outer))
+        inner, joint, outer = (
+            [({-1: -2, -2: -1}.get(i, i), stride, n) for i, stride, n in group] for group in (inner, joint, outer)
+        )
     else:
         return None
     if _any(inner, -1) or _any(outer, -2):
@@ -93,7 +95,8 @@ def plan(
     cut: list[int] = []
     at: dict[int, int] = {}  # (identity of an atom's slot) -> piece of y
     slots = {id(joint): 0, id(outer): len(joint)}
-    for place, group in [*roles.items(), (0, None), (-1, outer)]:
+    free_at: list[int] = []
+    for place, group in [*roles.items(), (0, None), (-1, outer)]:  # place 0 stands for the free axes of x
         if place == 0:
             free_at = list(range(len(cut), len(cut) + len(free)))
             cut += free

@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
 
 def choices(tree: Any, tokens: int = 1, platform: str | None = None) -> tuple[Choice, ...]:
-    """One record for every quantized leaf of a tree or operator, for x with so many tokens on a platform (default: this one)."""
+    """One record for every quantized leaf of a tree or operator, for so many tokens on a platform (None: this one)."""
     platform = jax.default_backend() if platform is None else platform
     found = []
     tops = jax.tree_util.tree_leaves_with_path(tree, is_leaf=dispatch.is_operator)
@@ -61,4 +61,6 @@ def _choice(path: str, leaf: QArray | Packed, tokens: int, platform: str) -> Cho
     refused = tuple((c.name, why) for c in candidates if (why := c.refuse(leaf, tokens, platform)) is not None)
     blocks = "x".join("all" if b < 0 else str(b) for b in meta.block)
     layout = f", {leaf.layout}" if isinstance(leaf, Packed) else ""
-    return Choice(path, leaf.shape, f"{meta.element.name} {blocks}{layout}", chosen.name, refused, chosen.name == "dequantize")
+    return Choice(
+        path, leaf.shape, f"{meta.element.name} {blocks}{layout}", chosen.name, refused, chosen.name == "dequantize"
+    )

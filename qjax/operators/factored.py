@@ -16,7 +16,9 @@ from qjax.operators.operator import Operator, compose
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Factored(Operator):
-    """W = a @ b with a [batch..., K, r], b [batch..., r, N]: LoRA, LQER, SVD branches. The factors may be operators themselves.
+    """W = a @ b with a [batch..., K, r], b [batch..., r, N]: LoRA, LQER, SVD branches.
+
+    The factors may be operators themselves.
 
     >>> import jax.numpy as jnp
     >>> Factored(jnp.ones((6, 2)), jnp.ones((2, 4))).shape

@@ -75,13 +75,13 @@ class Latent(Operator):
         return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in named}
 
 
-def straight_through(w: jax.Array, format: Format | str) -> Latent:  # noqa: A002 - the field's word
+def straight_through(w: jax.Array, format: Format | str) -> Latent:
     """w [batch..., K, N] as a trainable leaf that is rounded to `format` in every forward pass."""
     return Latent(jnp.asarray(w), (), StraightThrough(as_format(format)))
 
 
 def harden(tree: Any) -> Any:
-    """Every Latent of the tree as the QArray it stood for; dequantizing it gives the last forward's values bit for bit."""
+    """Every Latent of the tree as the QArray it stood for: its values are the last forward's, bit for bit."""
     return jax.tree.map(
         lambda node: node.rule.harden(node.w, node.theta) if isinstance(node, Latent) else node,
         tree,

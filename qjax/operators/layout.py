@@ -14,8 +14,8 @@ from qjax.qarray import FULL, QArray
 def as_matrix(q: QArray, in_axes: Sequence[int], out_axes: Sequence[int]) -> QArray | None:
     """Q as [batch..., K, N]: in_axes flatten (in order) to K, out_axes to N, the other axes are batch, in order.
 
-    Exact, without decoding; None where blocks of the flattened axes would not be blocks of equal size (a block that spans
-    neither a whole inner axis nor single entries of an outer one), or where padding would end up inside an axis.
+    Exact, without decoding; None where blocks of the flattened axes would not be blocks of equal size (a block that
+    spans neither a whole inner axis nor single entries of an outer one), or where padding would end up inside an axis.
     Storage axes may be negative.
     """
     rank = len(q.codes.shape)
@@ -38,19 +38,19 @@ def as_matrix(q: QArray, in_axes: Sequence[int], out_axes: Sequence[int]) -> QAr
     def child(c: jax.Array | QArray) -> jax.Array | QArray | None:
         return as_matrix(c, ins, outs) if isinstance(c, QArray) else flatten(c)
 
-    scales = tuple(child(s) for s in q.scales)
+    scales = [c for s in q.scales if (c := child(s)) is not None]
     offset = None if q.offset is None else child(q.offset)
-    if any(s is None for s in scales) or (q.offset is not None and offset is None):
+    if len(scales) < len(q.scales) or (offset is None) != (q.offset is None):
         return None
     pads = tuple(
         padding[axes[0]] * math.prod(q.codes.shape[i] for i in axes[1:]) if axes else 0 for axes in (ins, outs)
     )
     meta = replace(q.meta, block=tuple(merged), padding=pads)
-    return QArray(flatten(q.codes), scales, offset, q.table, meta)
+    return QArray(flatten(q.codes), tuple(scales), offset, q.table, meta)
 
 
 def _merge(sizes: Sequence[int], blocks: Sequence[int]) -> int | None:
-    """The block of axes flattened together: whole inner axes, then one cut axis, then single entries; None otherwise."""
+    """The block of axes flattened together: whole inner axes, one cut axis, single entries outside; None otherwise."""
     if all(b in (FULL, n) for n, b in zip(sizes, blocks, strict=True)):
         return FULL if any(b == FULL for b in blocks) else math.prod(sizes)
     block, open_ = 1, True

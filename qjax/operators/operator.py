@@ -30,9 +30,9 @@ class NotInvertible(TypeError):
 class Operator:
     """x [batch..., tokens..., K] -> y [batch..., tokens..., N], with `shape` = (batch..., K, N).
 
-    Nodes are frozen dataclasses registered as pytrees; every array below a node carries the node's batch axes in front, so
-    slicing, stacking, `vmap` and `scan` over layers or experts are a `tree.map`. Fields hold arrays, `QArray`s, maps and
-    other operators; `children` lists them by name.
+    Nodes are frozen dataclasses registered as pytrees; every array below a node carries the node's batch axes in front,
+    so slicing, stacking, `vmap` and `scan` over layers or experts are a `tree.map`. Fields hold arrays, `QArray`s, maps
+    and other operators; `children` lists them by name.
     """
 
     uniform: ClassVar[bool] = True  # one tree structure serves every entry of the batch axes
@@ -58,7 +58,7 @@ class Operator:
         return self.shape[:-2]
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
-        """X [batch..., tokens..., K] through the operator; the result has dtype `dtype` or that of x."""
+        """Take x [batch..., tokens..., K] through the operator; the result has dtype `dtype` or that of x."""
         raise NotImplementedError
 
     def affine(self) -> tuple[jax.Array, jax.Array | None]:
@@ -206,10 +206,12 @@ def assert_affine(op: Any) -> None:
 
 
 def product(x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
-    """X [batch..., tokens..., K] @ w [batch..., K, N], products in the dtype of x, accumulated in float32 at least."""
+    """The product x [batch..., tokens..., K] @ w [batch..., K, N] in the dtype of x, sums in float32 at least."""
     batch = w.ndim - 2
     lead = tuple(range(batch))
-    y = lax.dot_general(x, w.astype(x.dtype), (((x.ndim - 1,), (batch,)), (lead, lead)), preferred_element_type=wide(x.dtype))
+    y = lax.dot_general(
+        x, w.astype(x.dtype), (((x.ndim - 1,), (batch,)), (lead, lead)), preferred_element_type=wide(x.dtype)
+    )
     return y.astype(x.dtype if dtype is None else dtype)
 
 

@@ -117,7 +117,7 @@ def refuse_nibbles(q: QArray) -> str | None:
 
 
 def run_groups(x: jax.Array, codes: jax.Array, grid: Grid, lowest: int, dtype: Any) -> jax.Array:
-    """x [batch..., tokens..., K] through codes [batch..., groups, rows, N], each minus `lowest`, with the scales of grid."""
+    """Multiply x [batch..., tokens..., K] with codes [batch..., groups, rows, N] + lowest under the scales of grid."""
     batch, count, N = codes.ndim - 3, codes.shape[-3], codes.shape[-1]
     lead = x.shape[:batch]
     scale, offset = (None if a is None else jnp.broadcast_to(a, (*lead, count, N)) for a in steps(grid))
@@ -143,7 +143,7 @@ def run_bytes(x: jax.Array, q: QArray, dtype: Any) -> jax.Array:
 
 
 def prefer_groups(leaf: Any, tokens: int, platform: str) -> bool:
-    """Few tokens on a CPU, and a weight whose floats would not stay in the cache (measured: experiments.benchmarks.matmul)."""
+    """Few tokens on a CPU, and a weight whose floats leave the cache (measured: experiments.benchmarks.matmul)."""
     return platform == "cpu" and tokens <= FEW_TOKENS and leaf.shape[-1] * leaf.shape[-2] >= CACHED_WEIGHTS
 
 

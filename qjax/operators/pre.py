@@ -18,7 +18,9 @@ from qjax.operators.operator import Map, NotLinear, Operator
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Pre(Operator):
-    """x -> op(T(x)); of nested ones the outermost acts first. Rotations, smoothing scales, shifts, activation quantizers.
+    """x -> op(T(x)); of nested ones the outermost acts first.
+
+    Rotations, smoothing scales, shifts, activation quantizers.
 
     >>> import jax.numpy as jnp
     >>> from qjax.operators.maps.diag import Diag

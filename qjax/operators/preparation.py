@@ -12,10 +12,10 @@ from qjax.qarray import QArray
 
 
 def prepare(tree: Any, target: str = "cpu") -> Any:
-    """tree with every QArray that a layout of `target` fits replaced by a Packed; the others stay (`explain` shows why).
+    """tree with every QArray that a layout of `target` fits replaced by a Packed.
 
-    Layouts fit matrices [batch..., K, N]; do this once, after quantization: matmul never repacks. ValueError for an unknown
-    target or when no leaf fits.
+    The others stay (`explain` shows why). Layouts fit matrices [batch..., K, N]. Do this once, after quantization:
+    matmul never repacks. ValueError for an unknown target or when no leaf fits.
     """
     layouts = [name for name, layout in LAYOUTS.items() if layout.target == target]
     if not layouts:
@@ -30,7 +30,9 @@ def prepare(tree: Any, target: str = "cpu") -> Any:
 
     result = jax.tree.map(rearrange, tree, is_leaf=lambda x: isinstance(x, (QArray, Packed)))
     if not changed:
-        raise ValueError(f"prepare: no QArray of this tree fits a layout of {target!r} ({', '.join(layouts)}); see explain")
+        raise ValueError(
+            f"prepare: no QArray of this tree fits a layout of {target!r} ({', '.join(layouts)}); see explain"
+        )
     return result
 
 

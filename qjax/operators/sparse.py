@@ -59,7 +59,7 @@ class Sparse(Operator):
         return batched(fill, self.values.ndim - 1)(self.values, *self._indices()), None
 
     def transpose(self) -> Sparse:
-        return Sparse(self.values, self.outs, self.ins, self.size[::-1])
+        return Sparse(self.values, self.outs, self.ins, (self.size[1], self.size[0]))
 
     def _indices(self) -> tuple[jax.Array, jax.Array]:
         return self.ins.astype(jnp.int32), self.outs.astype(jnp.int32)

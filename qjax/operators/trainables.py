@@ -40,7 +40,9 @@ def trainable(tree: Any, where: str | re.Pattern[str] | Callable[[str, Any], boo
         for leaf, kind, path in zip(leaves, found, paths, strict=True)
     ]
     if not any(chosen):
-        raise ValueError(f"trainable: nothing matches {where!r}; kinds here: {sorted({*found} - {'codes'})}, paths like {paths[:3]}")
+        raise ValueError(
+            f"trainable: nothing matches {where!r}; kinds here: {sorted({*found} - {'codes'})}, paths like {paths[:3]}"
+        )
     return (
         jax.tree.unflatten(structure, [leaf if c else None for leaf, c in zip(leaves, chosen, strict=True)]),
         jax.tree.unflatten(structure, [None if c else leaf for leaf, c in zip(leaves, chosen, strict=True)]),

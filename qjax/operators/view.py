@@ -24,24 +24,27 @@ from qjax.qarray import QArray
 class View(Operator):
     """op [batch..., K, N] stored as an array: [out, in] kernels, head-split kernels, convolutions, embeddings.
 
-    Both the leaf type for layouts that are not [batch..., K, N] and the value that travels through traced code: transposes,
-    reshapes that cut or merge whole pieces, casts and slices stay lazy, `dot` multiplies without dequantizing.
-    `axes` holds one tuple of atoms per storage axis (`qjax.operators.atoms`); `dtype` is the logical one. The
-    operator may also be a bare QArray with any number of core axes: `dot` brings it to matrix form where that is exact.
+    Both the leaf type for layouts that are not [batch..., K, N] and the value that travels through traced code:
+    transposes, reshapes that cut or merge whole pieces, casts and slices stay lazy, `dot` multiplies without
+    dequantizing. `axes` holds one tuple of atoms per storage axis (`qjax.operators.atoms`); `dtype` is the logical one.
+    The operator may also be a bare QArray with any number of core axes: `dot` brings it to matrix form where that is
+    exact.
     """
 
     op: Any
     axes: tuple[atoms.Axis, ...] = field(metadata={"static": True})
-    dtype: np.dtype = field(metadata={"static": True})  # pyright: ignore[reportIncompatibleVariableOverride]
+    dtype: np.dtype = field(metadata={"static": True})  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @classmethod
     def of(cls, op: Any) -> View:
-        """Op in its own layout; a View is returned as it is."""
+        """The operator in its own layout; a View is returned as it is."""
         return op if isinstance(op, View) else cls(op, atoms.whole(op.shape), np.dtype(op.dtype))
 
     @classmethod
     def store(cls, op: Any, shape: Sequence[int], in_axes: Sequence[int], out_axes: Sequence[int]) -> View:
-        """Op [batch..., K, N] as storage of `shape`: in_axes flatten (in order) to K, out_axes to N, the rest are batch in order.
+        """The operator [batch..., K, N] as storage of `shape`.
+
+        in_axes flatten (in order) to K, out_axes to N, the rest are batch in order.
 
         >>> import jax.numpy as jnp
         >>> View.store(jnp.ones((6, 4)), shape=(4, 2, 3), in_axes=(1, 2), out_axes=(0,)).shape
@@ -120,7 +123,7 @@ class View(Operator):
         pieces = [a for axis in self.live for a in axis]
         order = atoms.by_operator(pieces)
         w = dispatch.dense(self.op).reshape([pieces[k][2] for k in order])
-        return jnp.transpose(w, np.argsort(order)).reshape(self.shape).astype(self.dtype)
+        return jnp.transpose(w, np.argsort(order).tolist()).reshape(self.shape).astype(self.dtype)
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
         nb, nx = len(self.shape) - 2, x.ndim
@@ -142,12 +145,12 @@ class View(Operator):
         The result is [batch..., x free..., view free...], or [batch..., view free..., x free...] with `view_first`.
         Batch axes of the operator may be batched, free (x is shared by all entries) or contracted (entries are summed).
         """
+        view = self
         if isinstance(self.op, QArray):
-            canonical = self.canonical([i % len(self.shape) for i in contract[0]])
-            if canonical is None:
-                return None
-            self = canonical
-        plan = contraction.plan(self.op, self.live, x.shape, contract, batch)
+            view = self.canonical([i % len(self.shape) for i in contract[0]])
+        if view is None:
+            return None
+        plan = contraction.plan(view.op, view.live, x.shape, contract, batch)
         if plan is None:
             return None
         y = dispatch.matmul(plan.operand(x), plan.op, dtype=dtype, implementation=implementation)
@@ -178,7 +181,7 @@ class View(Operator):
         return w.reshape(*w.shape[:axis], *ids.shape, *w.shape[axis + 1 :])
 
     def canonical(self, contracted: Sequence[int]) -> View | None:
-        """A view of a bare QArray brought to matrix form with these storage axes as its inputs; None where not exact."""
+        """This view with its bare QArray in matrix form, these storage axes its inputs; None where not exact."""
         q, live = self.op, self.live
         rank = len(q.shape)
         batch = rank - len(q.meta.block)

@@ -1,4 +1,4 @@
-"""The algebra's laws on random nestings: matmul against affine, rows, transpose, index, slices, bits, jit, vmap, scan."""
+"""The algebra's laws on random nestings: matmul against affine, rows, transpose, index, slices, jit, vmap, scan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from qjax.operators import (
     Factored,
     Hadamard,
     Kronecker,
-    Latent,
     NotAffine,
     NotLinear,
     Orthogonal,
@@ -65,7 +64,7 @@ def leaf(kind: str, batch: tuple[int, ...], k: int, n: int):
             ids = jnp.broadcast_to(jnp.array([0, 3, 1, 3], jnp.uint8), (*batch, 4))
             return Sparse(draw(3, *batch, 4), ids, ids[..., ::-1], (k, n))
         case "latent":
-            return straight_through(w, "int4_g64_f32")
+            return straight_through(w, "mxfp4")
         case "view":
             swapped = quantize(jnp.swapaxes(w, -1, -2), "int4_g4", axis=-1, batch_axes=len(batch))
             return View.of(swapped).transpose()
@@ -116,7 +115,9 @@ def operators(draw_, batch=(), depth=3, k=K):
             return ByUse(op, op)
         case "columns":
             order = jnp.broadcast_to(jnp.array([5, 1, 0, 2, 7, 6, 3, 4]), (*batch, K))
-            return Columns((leaf("quantized", batch, 3, N), leaf("array", batch, 5, N)), draw_(st.sampled_from((order, None))))
+            return Columns(
+                (leaf("quantized", batch, 3, N), leaf("array", batch, 5, N)), draw_(st.sampled_from((order, None)))
+            )
         case "rows":
             return Rows((leaf("quantized", batch, K, 3), Post(leaf("array", batch, K, 5), Shift(draw(13, *batch, 5)))))
         case "augment":
@@ -142,7 +143,7 @@ def reference(x, W, b):
 
 
 @given(st.sampled_from(((), (2,), (2, 1))).flatmap(lambda batch: operators(batch=batch)))
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_laws(op):
     *batch, k, n = op.shape
     x = draw(20, *batch, 2, 3, k)
@@ -240,14 +241,13 @@ def test_stacked_layers_of_unlike_structure():
 BAD = [
     (lambda: dispatch.matmul(jnp.ones((2, K), jnp.int32), jnp.ones((K, N))), TypeError, "floating"),
     (lambda: dispatch.matmul(jnp.ones((2, 3)), jnp.ones((K, N))), ValueError, "does not fit"),
-    (lambda: dispatch.matmul(jnp.ones((2, K)), jnp.ones((2, K, N))), ValueError, "does not fit"),
     (lambda: dispatch.matmul(jnp.ones((3, 2, K)), jnp.ones((2, K, N))), ValueError, "does not fit"),
     (lambda: dispatch.index(jnp.ones((K, N)), 0), IndexError, "no batch axis"),
     (lambda: View.store(jnp.ones((6, 4)), (4, 5), (1,), (0,)), ValueError, "is \\(5, 4\\)"),
 ]
 
 
-@pytest.mark.parametrize("call, error, message", BAD)
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()

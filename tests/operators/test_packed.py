@@ -39,7 +39,9 @@ def test_unpack_is_exact(fmt, shape):
     assert bool((dispatch.dense(p) == dequantize(q)).all())
 
 
-@pytest.mark.parametrize("name", ["int1", "int2", "int3", "int4", "int4_narrow", "int4_affine", "int3_affine", "int2_affine"])
+@pytest.mark.parametrize(
+    "name", ["int1", "int2", "int3", "int4", "int4_narrow", "int4_affine", "int3_affine", "int2_affine"]
+)
 def test_every_code_survives(name):
     element = parse(name).element
     codes = jnp.asarray(element.values().astype(element.code_dtype))
@@ -51,7 +53,7 @@ def test_every_code_survives(name):
     assert same(unpack(pack(q, NIBBLES)), q)
 
 
-@pytest.mark.parametrize("fmt", FORMATS + ("int8", "int8_g64", "int8_affine"))
+@pytest.mark.parametrize("fmt", [*FORMATS, "int8", "int8_g64", "int8_affine"])
 @pytest.mark.parametrize("shape", [(128, 6), (100, 3), (2, 64, 5)])
 def test_scan_over_groups_agrees_with_dequantizing(fmt, shape):
     q = quantize(weight(*shape), fmt, batch_axes=len(shape) - 2)
@@ -147,7 +149,11 @@ def test_all_implementations_refusing_is_an_exception_group():
 
 
 def test_explain_names_every_leaf_and_reason():
-    tree = {"big": quantize(jnp.ones((512, 512)), "int4_g64"), "nf": quantize(weight(64, 4), "nf4_g64"), "norm": jnp.ones(4)}
+    tree = {
+        "big": quantize(jnp.ones((512, 512)), "int4_g64"),
+        "nf": quantize(weight(64, 4), "nf4_g64"),
+        "norm": jnp.ones(4),
+    }
     found = {c.path: c for c in choices(tree, tokens=1, platform="cpu")}
     assert found["big"].implementation == "groups" and not found["big"].dequantizes
     assert found["nf"].implementation == "dequantize" and found["nf"].refused[0][0] == "groups"

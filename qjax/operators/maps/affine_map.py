@@ -14,7 +14,7 @@ from qjax.operators.operator import Map, product
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class AffineMap(Map):
-    """x @ M + c, M [batch..., K, K'], c [batch..., K'] or None: learned affine transforms (AffineQuant, FlatQuant dense)."""
+    """The map x @ M + c, M [batch..., K, K'], c [batch..., K'] or None: learned transforms (AffineQuant, FlatQuant)."""
 
     M: jax.Array
     c: jax.Array | None = None

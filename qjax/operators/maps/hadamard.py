@@ -18,7 +18,7 @@ from qjax.operators.operator import Map, batched
 class Hadamard(Map):
     """(x * signs) @ H / sqrt(size) on consecutive blocks of `size` channels; `backwards` is its inverse, signs last.
 
-    signs [batch..., K] int8 or None. Signs drawn from a key are regenerated from it and count no bits (`learned=False`).
+    signs [batch..., K] int8 or None. Signs drawn from a key can be drawn again and count no bits (`learned=False`).
     Sizes: m * 2^k for every m = 1, 12, 20, 28, 36, 44, ... that Paley's two constructions reach (`hadamard_matrix`).
     """
 
@@ -79,7 +79,7 @@ def hadamard_factors(size: int, widest: int = 64) -> tuple[np.ndarray, ...]:
 
 @functools.cache
 def hadamard_matrix(size: int) -> np.ndarray:
-    """An orthonormal float32 Hadamard matrix [size, size]: Sylvester doubling of a Paley matrix. ValueError where none is known."""
+    """An orthonormal float32 Hadamard matrix [size, size], a Paley matrix doubled; ValueError where none is known."""
     h, n = None, size
     while h is None:
         h = paley(n)
@@ -92,8 +92,9 @@ def hadamard_matrix(size: int) -> np.ndarray:
 
 
 def paley(n: int) -> np.ndarray | None:
-    """A Hadamard matrix with entries +-1 by R. Paley (1933), construction I (n - 1 prime, 3 mod 4) or II (n/2 - 1 prime, 1 mod 4).
+    """A Hadamard matrix with entries +-1 after R. Paley (1933), or None.
 
+    Construction I has n - 1 prime, 3 mod 4; construction II n / 2 - 1 prime, 1 mod 4.
     None where neither applies; n = 1 is the trivial one.
     """
     if n == 1:
@@ -117,4 +118,5 @@ def skew(q: int, symmetric: bool = False) -> np.ndarray:
 
 
 def is_prime(n: int) -> bool:
+    """Whether n is prime."""
     return n > 1 and all(n % d for d in range(2, int(n**0.5) + 1))

@@ -17,7 +17,7 @@ from qjax.operators.operator import Map, batched, wide
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Kronecker(Map):
-    """x @ (F_1 kron F_2 kron ...), F_i [batch..., n_i, n_i] (FlatQuant P1 x P2, Hadamard products); cost K * sum(n_i) a token.
+    """x @ (F_1 kron F_2 kron ...), F_i [batch..., n_i, n_i] (FlatQuant P1 x P2); K * sum(n_i) a token.
 
     `orthogonal` states that every factor is, so that the inverse is the transpose; otherwise factors are inverted.
     """
@@ -40,7 +40,7 @@ class Kronecker(Map):
 
 
 def kronecker_product(x: jax.Array, factors: Sequence[jax.Array | np.ndarray]) -> jax.Array:
-    """X [..., K] @ (F_1 kron F_2 kron ...), blockwise where the product of sizes divides K; sums in float32 at least."""
+    """The product x [..., K] @ (F_1 kron F_2 kron ...), in blocks where the sizes divide K; sums in float32."""
     sizes = [f.shape[0] for f in factors]
     if x.shape[-1] % math.prod(sizes):
         raise ValueError(f"a Kronecker product of sizes {sizes} does not divide {x.shape[-1]} features")

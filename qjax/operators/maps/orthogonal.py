@@ -14,7 +14,7 @@ from qjax.operators.operator import Map, batched, wide
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Orthogonal(Map):
-    """x @ R, R [batch..., n, n] orthogonal; n = K, or a divisor: the same rotation of every n consecutive channels (heads)."""
+    """The map x @ R, R [batch..., n, n] orthogonal; n divides K: the same rotation of every n channels (heads)."""
 
     R: jax.Array
 

@@ -41,13 +41,13 @@ class Quantize(Map):
         >>> Quantize.static("int8_tensor", -1.0, 1.0).apply(jnp.array([[0.5, 3.0]]))[0, 1] < 1.01
         Array(True, dtype=bool)
         """
-        format = as_format(format)
-        if not format.tensor:
+        fmt = as_format(format)
+        if not fmt.tensor:
             raise ValueError(
-                f"static activation ranges need a per-tensor format, got {format.name}: its scales follow the input"
+                f"static activation ranges need a per-tensor format, got {fmt.name}: its scales follow the input"
             )
         ends = jnp.stack([jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)])
-        return cls(format, fit(ends.reshape(1, 2), format, axis=-1))
+        return cls(fmt, fit(ends.reshape(1, 2), fmt, axis=-1))
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -65,12 +65,15 @@ class Quantize(Map):
 
 @jax.custom_jvp
 def on_grid(x: jax.Array, grid: Grid) -> jax.Array:
-    """X [..., K] rounded to a per-tensor grid; straight-through: the derivative in x is 1, in the grid 0."""
-    scale, offset = (None if s is None else s.reshape(()) for s in steps(grid))
-    wide = x.astype(jnp.float32)
-    spread = [None if s is None else jnp.broadcast_to(s, x.shape) for s in (scale, offset)]
-    codes = encode_with(grid.meta, wide, spread[0], spread[1], grid.table)
-    return decode_with(grid.meta, codes, spread[0], spread[1], grid.table).astype(x.dtype)
+    """Round x [..., K] to a per-tensor grid; straight-through: the derivative in x is 1, in the grid 0."""
+    scale, offset = steps(grid)
+
+    def spread(step: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(step.reshape(()), x.shape)
+
+    scale, offset = spread(scale), None if offset is None else spread(offset)
+    codes = encode_with(grid.meta, x.astype(jnp.float32), scale, offset, grid.table)
+    return decode_with(grid.meta, codes, scale, offset, grid.table).astype(x.dtype)
 
 
 @on_grid.defjvp

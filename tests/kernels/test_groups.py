@@ -1,0 +1,36 @@
+"""The scan over groups beside its reference, and the nibble packing over every pair of codes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qjax.kernels import groups
+
+
+@pytest.mark.parametrize(("lowest", "dtype"), [(-8, "int8"), (0, "uint8")])
+def test_every_pair_of_codes_survives_packing(lowest, dtype):
+    codes = np.arange(lowest, lowest + 16).astype(dtype)
+    pairs = jnp.asarray(np.stack(np.meshgrid(codes, codes, indexing="ij")).reshape(2, -1))  # [K = 2, N = 256]
+    packed = groups.pack_nibbles(pairs, lowest, 2)
+    assert packed.shape == (1, 1, 256) and len(set(np.asarray(packed).ravel().tolist())) == 256
+    back = groups.unpack_nibbles(packed, lowest, dtype)
+    assert back.dtype == pairs.dtype and bool((back == pairs).all())
+
+
+@pytest.mark.parametrize("size", [4, 64, 128])
+@pytest.mark.parametrize("packed", [True, False])
+def test_matmul_is_exact_where_sums_are(size, packed):
+    """Small integers and power-of-two scales: every order of summation gives the same float32."""
+    K, N = 256, 6
+    codes = jax.random.randint(jax.random.key(0), (K, N), 0, 16).astype(jnp.uint8)
+    x = jax.random.randint(jax.random.key(1), (3, K), -4, 5).astype(jnp.float32)
+    scale = 2.0 ** jax.random.randint(jax.random.key(2), (K // size, N), -3, 3).astype(jnp.float32)
+    zero = jax.random.randint(jax.random.key(3), (K // size, N), 0, 16).astype(jnp.float32)
+    minimum = jax.random.randint(jax.random.key(4), (K // size, N), -4, 4).astype(jnp.float32)
+    stored = groups.pack_nibbles(codes, 0, size) if packed else codes.reshape(K // size, size, N)
+    for z, m in ((zero, None), (8.0, None), (0.0, minimum)):
+        y = jax.jit(lambda x, z=z, m=m: groups.matmul(x, stored, scale, z, m))(x)
+        assert bool((y == groups.reference(x, stored, scale, z, m)).all())
