@@ -26,7 +26,9 @@ from jax.ad_checkpoint import checkpoint_name
 from qjax.kv.attention import MASKED, grouped_mix, grouped_scores, visible
 from qjax.kv.cache import Cache
 from qjax.kv.float_cache import FloatCache
+from qjax.models import wiring
 from qjax.models.architecture import Architecture
+from qjax.trace.topology import Topology
 
 Params = Mapping[str, Any]
 FLOAT = FloatCache()
@@ -94,6 +96,11 @@ class Decoder:
                 with jax.named_scope(f"layers/{i}"):
                     x = block(self.arch, params["layers"][str(i)], x, turns, positions)
         return _head(self.arch, params["norm"], params["embed" if self.arch.tied else "head"], x)
+
+    @property
+    def topology(self) -> Topology:
+        """Which leaf feeds which: what folding an equivalence needs."""
+        return wiring.topology(self.arch, self.scan)
 
     def init(self, key: Array) -> dict[str, Any]:
         """Random float32 parameters, variance 1 / fan-in; for tests and for training from nothing."""
