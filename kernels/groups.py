@@ -56,12 +56,13 @@ def matmul(
         for i in range(per_step):
             summed = x_s[i].sum(-1, keepdims=True)
             z = jnp.asarray(zero, width) if zero_s is None else zero_s[i][None]
-            y = (_dot(x_s[i], codes_s[i]) - summed * z) * scale_s[i][None]
+            y = (_dot(x_s[i], codes_s[i * rows : (i + 1) * rows]) - summed * z) * scale_s[i][None]
             total += y if minimum_s is None else y + summed * minimum_s[i][None]
         return total, None
 
     x = x.astype(width).reshape(M, steps, per_step, size).transpose(1, 2, 0, 3)
-    inputs = (x, codes.reshape(steps, per_step, rows, N), cut(scale), cut(zero), cut(minimum))
+    # No axis of length one among the codes: XLA would give it a layout that costs a copy of them all.
+    inputs = (x, codes.reshape(steps, per_step * rows, N), cut(scale), cut(zero), cut(minimum))
     return lax.scan(step, jnp.zeros((M, N), width), inputs)[0]
 
 
