@@ -37,7 +37,7 @@ def _zero_point_bits(q: QArray) -> int:
 
 
 def _width(dtype: Any) -> int:
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
         return int(np.prod(jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).shape)) * 32
     try:
         return jax.numpy.iinfo(dtype).bits
