@@ -14,7 +14,7 @@ from qjax.trace.paths import is_leaf, path_str
 
 
 class Input(NamedTuple):
-    """One array-like leaf of the arguments. `path` is its name within its argument; `first` says that is the first one."""
+    """An array-like leaf of the arguments; `path` is its name within its argument, `first` says that is the first."""
 
     path: str
     first: bool
@@ -35,7 +35,7 @@ class Traced(NamedTuple):
 
 
 def traced(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Traced:
-    """Fn traced on arrays in place of array-like leaves (arrays, shapes, operators); all other leaves stay as they are."""
+    """A function traced on arrays in place of array-like leaves (arrays, shapes, operators); others stay."""
     leaves, tree = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)), is_leaf=is_leaf)
     moving = [i for i, (_, leaf) in enumerate(leaves) if is_leaf(leaf) or isinstance(leaf, ARRAYS)]
     result: list[Any] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from qjax.trace.leaf import Leaf
 
 @dataclass
 class _Block:
-    """One jitted jaxpr on leaves. `names` are those of the call being traced, `found` the dequantizations of each trace."""
+    """One jitted jaxpr on leaves: `names` of the call being traced, `found` the dequantizations of each trace."""
 
     run: Any = None
     names: dict[str, str] = field(default_factory=dict)
@@ -25,8 +26,9 @@ class _Block:
 
 
 def call(eqn: Any, inputs: Sequence[Any], fallbacks: Any) -> list[Any]:
-    """The outputs of a jit equation some of whose inputs are operator leaves. Leaves are known inside by position, so that
-    layers under different names share the program.
+    """The outputs of a jit equation some of whose inputs are operator leaves.
+
+    Leaves are known inside by position, so that layers under different names share the program.
     """
     jaxpr = versions.called(eqn)
     names: dict[str, str] = {}
@@ -49,8 +51,6 @@ def call(eqn: Any, inputs: Sequence[Any], fallbacks: Any) -> list[Any]:
 def _renamed(x: Any, names: dict[str, str]) -> Any:
     if not isinstance(x, Leaf):
         return x
-    import dataclasses
-
     return x.to(source=dataclasses.replace(x.source, path=names[x.source.path]))
 
 

@@ -42,8 +42,8 @@ class Fallbacks:
         path = self.names.get(path, path)
         if self.strict:
             raise Dequantized(
-                f"leaf {path!r} is dequantized by {primitive} to an array of shape {shape}: no rule multiplies it there "
-                f"as it is stored (strict=True)"
+                f"leaf {path!r} is dequantized by {primitive} to an array of shape {shape}: no rule multiplies it "
+                f"there as it is stored (strict=True)"
             )
         key = (path, shape, where)
         if self.log is not None and key not in self.seen:  # loops trace their bodies more than once
@@ -226,6 +226,7 @@ class Evaluation:
 
 
 def name(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any] | None:
+    """A value marked by `checkpoint_name` is measured where it is wanted."""
     if isinstance(inputs[0], Leaf):
         return rules_layout.identity(eqn, inputs, tape)
     tape.site(eqn, inputs[0])

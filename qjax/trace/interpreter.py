@@ -1,7 +1,9 @@
 """The evaluation loop: a jaxpr equation by equation, with tracked leaves in place of some arrays.
 
-A rule takes (equation, inputs, tape) and returns the outputs, or None: then every leaf among the inputs becomes an array again
-and the equation is bound as it stands. What is done with arrays and what is written down on the way is the tape's business.
+A rule takes (equation, inputs, tape) and returns the outputs, or None: then every leaf among the inputs becomes an
+array
+again and the equation is bound as it stands. What is done with arrays and what is written down on the way is the tape's
+business.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ Rule = Callable[[Any, Sequence[Any], Any], "list[Any] | None"]
 class Tape(Protocol):
     """What an evaluation does with the values it meets."""
 
-    rules: Mapping[str, Rule]
+    @property
+    def rules(self) -> Mapping[str, Rule]: ...
 
     def bind(self, eqn: Any, inputs: Sequence[Any]) -> list[Any]:
         """Evaluate an equation on arrays."""

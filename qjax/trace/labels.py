@@ -1,7 +1,9 @@
 """Where the tokens of a batch go: for each axis of a value, which axes of the per-token weights it runs over.
 
-Labels follow a value from equation to equation, so that padding weights [batch, time] meet the rows they belong to under any
-reshape, `vmap` or microbatch loop. None: the value does not depend on the batch. An empty axis label: no tokens, or lost.
+Labels follow a value from equation to equation, so that padding weights [batch, time] meet the rows they belong to
+under
+any reshape, `vmap` or microbatch loop. None: the value does not depend on the batch. An empty axis label: no tokens, or
+lost.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def _without(params: str) -> Any:
     """An elementwise rule that loses the axes named by a parameter."""
 
     def rule(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
-        kept = _elementwise(eqn, inputs, i) or _lost(eqn, i)
+        kept = _elementwise(eqn, inputs, i) or ()
         named = eqn.params[params]
         gone = [d % len(kept) for d in (named if isinstance(named, tuple | list) else (named,))]
         return tuple(() if d in gone else axis for d, axis in enumerate(kept))
@@ -126,7 +128,7 @@ def _reshape(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
 def _dot(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
     left, right = (x or ((),) * len(_in(eqn, k)) for k, x in enumerate(inputs[:2]))
-    batch = [left[a] or right[b] for a, b in zip(lb, rb, strict=True)]
+    batch: list[Axis] = [left[a] or right[b] for a, b in zip(lb, rb, strict=True)]
     free = [[x[d] for d in range(len(x)) if d not in (*c, *b)] for x, c, b in ((left, lc, lb), (right, rc, rb))]
     return (*batch, *free[0], *free[1])
 

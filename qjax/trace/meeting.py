@@ -54,10 +54,12 @@ def dot(eqn: Any, leaf: Leaf, x: Any, right: bool) -> Meeting:
 
 
 def digits(leaf: Leaf, dims: Sequence[int]) -> tuple[atoms.Atom, ...]:
+    """The digits of some axes of a leaf, in order."""
     return tuple(atom for i in dims for atom in leaf.axes[i])
 
 
 def axes_of(pieces: Sequence[atoms.Atom]) -> tuple[int, ...]:
+    """The stored axes of some digits, ascending."""
     return tuple(sorted({axis for axis, _, _ in pieces}))
 
 

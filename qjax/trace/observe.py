@@ -32,11 +32,13 @@ OUTPUT_SUFFIX = "@output"  # a leaf's other side: the cotangents of its outputs,
 def observing(fn: Callable[..., Any], collect: Collect, where: Where | None = None) -> Callable[..., Any]:
     """g(params, batch, weights=None) -> (fn(params, batch), {path: {statistic: value}}), one forward pass; jit it.
 
-    collect: {path or site: statistics}, or statistics for the targets `where` picks (`Uses.targets`). Values are measured
-    on what enters the leaf's product, as rows [batch..., tokens, K] in the order of `Use.to_matrix`, before any map of an
+    collect: {path or site: statistics}, or statistics for the targets `where` picks (`Uses.targets`). Values are
+    measured
+    on what enters the leaf's product, as rows [batch..., tokens, K] in the order of `Use.to_matrix`, before any map
+    of an
     operator leaf; leading axes are the leaf's batch axes (layers of a scan, experts), of size 1 where its entries are
-    indexed by traced numbers and cannot be told apart. Leaves that read one value share one measurement. Under a gradient
-    inside fn, "path@output" holds the same of the cotangents that meet the leaf from its other side.
+    indexed by traced numbers and cannot be told apart. Leaves that read one value share one measurement. Under a
+    gradient inside fn, "path@output" holds the same of the cotangents that meet the leaf from its other side.
     weights [batch..., time] hide (0) or weigh tokens. A path no product reaches is left out.
 
     ValueError: a path of collect that is neither leaf with a product nor site; weights that cannot follow the tokens.
@@ -96,8 +98,10 @@ def _wanted(collect: Collect, where: Where | None, found: Uses, walk: Walk) -> W
 class Statistics(Mapping[str, dict[str, Any]]):
     """{path: {statistic: value}} over all batches; "count" (tokens, weighted) is always there.
 
-    `unreached`: targets no token met, as path or path[entry] of a stacked leaf; `pooled`: leaves whose entries were indexed
-    by traced numbers, so that one statistic (axis of size 1) stands for all of them; `uses` as found in the first batch.
+    `unreached`: targets no token met, as path or path[entry] of a stacked leaf; `pooled`: leaves whose entries were
+    indexed
+    by traced numbers, so that one statistic (axis of size 1) stands for all of them; `uses` as found in the first
+    batch.
     """
 
     def __init__(self, values: Mapping[str, dict[str, Any]], unreached: Sequence[str], found: Uses) -> None:
@@ -122,7 +126,7 @@ def observe(
     where: Where | None = None,
     weights: Sequence[Any] | None = None,
 ) -> Statistics:
-    """Statistics of fn(params, batch) over a Sequence of batches, merged; `weights`: one array [batch..., time] per batch.
+    """Statistics of fn(params, batch) over a Sequence of batches, merged; `weights`: one [batch..., time] a batch.
 
     See `observing` for collect and where. TypeError for an iterator (a second pass over it would see nothing).
 

@@ -18,7 +18,7 @@ __all__ = ["Dequantized", "quantized"]
 
 
 def quantized(fn: Callable[..., Any], *, strict: bool = False, log: Log | None = None) -> Callable[..., Any]:
-    """Fn on trees whose leaves may be operators or QArrays: each multiplies as it is stored wherever it meets a product.
+    """A function on trees with operators or QArrays as leaves: each multiplies as it is stored.
 
     Where no rule applies the leaf is dequantized: `strict=True` raises `Dequantized` naming leaf and primitive at the
     first one, `log` receives (path, primitive, shape) of each. NotAffine when an activation quantizer would be lost.

@@ -18,8 +18,10 @@ INPUT, OUTPUT, ACTIVATION = "input", "output", "activation"
 
 
 class Site(NamedTuple):
-    """Where rows are measured (static). `batch`: the stored axes the value's leading axes are; `pending`: scanned axes of
-    the leaf not yet stacked, outermost first; `index`: (axis, number or "traced") of axes indexed away.
+    """Where rows are measured (static).
+
+    `batch`: the stored axes the value's leading axes are; `pending`: scanned axes of the leaf not yet stacked,
+    outermost first; `indexed`: (axis, number or "traced") of axes indexed away.
     """
 
     path: str
@@ -27,7 +29,7 @@ class Site(NamedTuple):
     features: int
     batch: tuple[int, ...] = ()
     pending: tuple[int, ...] = ()
-    index: tuple[tuple[int, int | str], ...] = ()
+    indexed: tuple[tuple[int, int | str], ...] = ()
 
     def stacked(self) -> Site:
         """The site after the scan that sliced its last pending axis."""
@@ -35,6 +37,7 @@ class Site(NamedTuple):
 
 
 def leaf_site(source: Source, side: str, features: int, batch: tuple[int, ...]) -> Site:
+    """The site of a product with a leaf."""
     pending = tuple(a for a, i in source.dropped if i == SCANNED)
     index = tuple((a, i) for a, i in source.dropped if i != SCANNED)
     return Site(source.path, side, features, batch, pending, index)
@@ -45,7 +48,7 @@ Stats = dict[Sites, dict[str, Any]]
 
 
 class Record:
-    """Statistics of one frame (the function, or a loop's body). Leaves that read the same value share one measurement."""
+    """Statistics of one frame (the function, or a loop's body); leaves that read one value share a measurement."""
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
@@ -56,7 +59,7 @@ class Record:
     def measure(self, site: Site, x: Any, rows: Any, weights: Any, identity: Any, members: Any = None) -> None:
         """Rows [batch..., tokens, K] (a function that makes them) of the activation x; `identity` tells equal rows.
 
-        `members` (a function too) gives [entries, tokens], which of the shared rows [tokens, K] belong to each batch entry.
+        `members` (a function too) gives [entries, tokens]: which of the shared rows [tokens, K] belong to each entry.
         """
         key = (id(x), identity, len(site.pending))
         sites, values, _ = self._seen.setdefault(key, ([], {}, x))  # holding x keeps its id its own
@@ -136,7 +139,8 @@ def stacked(stats: Stats) -> Stats:
 def by_site(record: Record, shapes: Mapping[str, tuple[int, ...]]) -> dict[tuple[str, str], dict[str, Any]]:
     """{(path, side): {statistic: value}} with leading axes in the order of the leaf (`shapes`: path -> stored shape).
 
-    An axis indexed by numbers is stacked again, entries never used being empty; one indexed by traced numbers has size 1.
+    An axis indexed by numbers is stacked again, entries never used being empty; one indexed by traced numbers has
+    size 1.
     """
     found: dict[tuple[str, str], dict[Site, dict[str, Any]]] = {}
     for sites, values in record.take().items():
@@ -153,7 +157,7 @@ def _merged(record: Record, a: dict[str, Any], b: dict[str, Any]) -> dict[str, A
 
 def _joined(path: str, sites: Mapping[Site, dict[str, Any]], record: Record, shape: tuple[int, ...]) -> dict[str, Any]:
     """One statistic a leaf from those of entries that were used one by one."""
-    forms = {(tuple(sorted(s.batch)), tuple((a, i == TRACED) for a, i in sorted(s.index))) for s in sites}
+    forms = {(tuple(sorted(s.batch)), tuple((a, i == TRACED) for a, i in sorted(s.indexed))) for s in sites}
     if len(forms) > 1:
         raise ValueError(
             f"leaf {path!r} is indexed in different ways, so its entries cannot be told apart: use it in one loop only"
@@ -161,7 +165,7 @@ def _joined(path: str, sites: Mapping[Site, dict[str, Any]], record: Record, sha
     ((axes, index),) = forms
     parts: dict[tuple[int | str, ...], dict[str, Any]] = {}
     for site, values in sites.items():
-        where = tuple(i for _, i in sorted(site.index))
+        where = tuple(i for _, i in sorted(site.indexed))
         ordered = {n: _ordered(v, site) for n, v in values.items()}
         parts[where] = _merged(record, parts[where], ordered) if where in parts else ordered
     features = next(iter(sites)).features

@@ -1,4 +1,4 @@
-"""Rules of calls and control flow: bodies are traced again with leaves inside, statistics leave them as extra outputs."""
+"""Rules of calls and control flow: bodies are traced again with leaves inside; statistics leave as extra outputs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ def call(jaxpr: Any, tape: Any, eqn: Any) -> Callable[..., Any]:
 
 
 def inline(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any]:
+    """A call that means nothing but its body."""
     return evaluate(versions.called(eqn), inputs, tape)
 
 
 def jit(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any]:
+    """Compiled once for all leaves of one structure, or entered where statistics are wanted."""
     return tape.jit(eqn, inputs)
 
 
 def remat(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any]:
+    """A checkpoint stays one; statistics are its outputs."""
     p = eqn.params
     if p["differentiated"]:  # the backward pass of a checkpoint: it computes the forward pass again
         again = tape.recomputing()
@@ -51,6 +54,7 @@ def remat(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any]:
 
 
 def cond(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any]:
+    """Every branch returns the statistics of all, its own filled in."""
     branches = [call(jaxpr, tape, eqn) for jaxpr in eqn.params["branches"]]
     which, operands = array(inputs[0], tape, eqn), inputs[1:]
     union: dict[Any, Any] = {}
@@ -72,6 +76,7 @@ def cond(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any]:
 
 
 def while_(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any]:
+    """Statistics are carried beside the state; operators the loop carries unchanged are its constants."""
     p = versions.while_parts(eqn)
     n = p.condition_consts
     condition_consts, body_consts, carry = inputs[:n], inputs[n : n + p.body_consts], inputs[n + p.body_consts :]
@@ -107,7 +112,7 @@ def carried(value: Any, aval: Any, tape: Any, eqn: Any) -> Any:
 
 
 def custom_vjp(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any] | None:
-    """Observed from inside, with its own gradient; an operator that reaches one is dequantized and the call kept whole."""
+    """Observed from inside, with its own gradient; where an operator arrives, dequantized and kept whole."""
     if not tape.observes or any(isinstance(x, Leaf) and x.view is not None for x in inputs):
         return None
     run = call(versions.called(eqn), tape, eqn)

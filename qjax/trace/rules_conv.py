@@ -1,4 +1,4 @@
-"""Rules of convolutions and ragged products: a kernel is a matrix over patches, experts one matrix for each run of rows."""
+"""Rules of convolutions (a kernel is a matrix over patches) and ragged products (a matrix for each run of rows)."""
 
 from __future__ import annotations
 

@@ -23,16 +23,19 @@ def moved(eqn: Any, leaf: Leaf, tape: Tape, **changes: Any) -> list[Any]:
 
 
 def identity(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any]:
+    """The same numbers in the same places."""
     return moved(eqn, inputs[0], tape)
 
 
 def transpose(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any]:
+    """Axes in another order."""
     leaf, order = inputs[0], eqn.params["permutation"]
     view = None if leaf.view is None else leaf.view.permute(order)
     return moved(eqn, leaf, tape, view=view, axes=tuple(leaf.axes[i] for i in order))
 
 
 def reshape(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
+    """Axes cut or merged where their digits allow it."""
     leaf, shape = inputs[0], eqn.outvars[0].aval.shape
     if len(inputs) > 1 or math.prod(leaf.shape) != math.prod(shape):
         return None  # a broadcast that copies the weight
@@ -59,6 +62,7 @@ def convert(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
 
 
 def stop_gradient(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any]:
+    """No gradient reaches the arrays of the operator."""
     leaf = inputs[0]
     if leaf.view is not None:
         return [leaf.to(view=jax.tree.map(lax.stop_gradient, leaf.view))]
@@ -74,6 +78,7 @@ def optimization_barrier(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[An
 
 
 def slice_(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
+    """Entries of batch axes and outputs; a single row of an embedding."""
     leaf, shape = inputs[0], eqn.outvars[0].aval.shape
     if not isinstance(leaf, Leaf) or any(isinstance(i, Leaf) for i in inputs[1:]):
         return None
@@ -103,6 +108,7 @@ def _row(leaf: Leaf, dim: int, start: Any, size: int) -> jax.Array | None:
 
 
 def split(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
+    """Consecutive slices along one axis."""
     leaf, dim, start = inputs[0], eqn.params["axis"], 0
     parts = []
     for size in eqn.params["sizes"]:

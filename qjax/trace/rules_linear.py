@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from qjax.operators import atoms
 from qjax.operators.rows import Rows
-from qjax.operators.view import View
 from qjax.qarray import QArray
 from qjax.trace import meeting
 from qjax.trace.interpreter import Rule, Tape
@@ -18,6 +17,7 @@ from qjax.trace.leaf import Leaf, Source
 
 
 def dot_general(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
+    """A product with the leaf on either side, its axes batched, contracted or left in any order."""
     left, right = inputs
     if isinstance(left, Leaf) and isinstance(right, Leaf):
         if right.view is not None:
@@ -27,7 +27,8 @@ def dot_general(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None
         else:
             return None  # two leaves: there is no activation to observe
     on_right = isinstance(right, Leaf)
-    leaf, x = (right, left) if on_right else (left, right)
+    leaf: Leaf = right if on_right else left
+    x: Any = left if on_right else right
     if leaf.view is None:
         tape.use(meeting.dot(eqn, leaf, x, on_right))
         return tape.bind(eqn, [leaf.value if v is leaf else v for v in (left, right)])

@@ -28,6 +28,7 @@ def restored(values: Sequence[Any], kept: dict[int, Any], n: int) -> list[Any]:
 
 
 def scan(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any]:
+    """One loop, or one for each run of layers of equal structure."""
     p = versions.scan_parts(eqn)
     consts, carry = inputs[: p.consts], inputs[p.consts : p.consts + p.carry]
     xs = [_scannable(x, tape, eqn) for x in inputs[p.consts + p.carry :]]
@@ -64,6 +65,7 @@ def _whole(leaf: Leaf, xs: Sequence[Any], value: Any) -> Leaf:
     stack = next(x for x in xs if isinstance(x, Leaf) and x.source == leaf.source)
     if leaf.view is None:
         return leaf.to(value=value, axes=(stack.axes[0], *leaf.axes[1:]))
+    assert stack.view is not None
     view = dataclasses.replace(leaf.view, op=stack.view.op, axes=(stack.view.live[0], *leaf.view.axes[1:]))
     return leaf.to(view=view, axes=(stack.axes[0], *leaf.axes[1:]))
 
@@ -88,7 +90,8 @@ def _runs(xs: Sequence[Any], length: int) -> list[tuple[int, int]]:
     """(start, stop) of consecutive layers that share one structure: one run unless a leaf's layers differ."""
     if not any(map(_uneven, xs)):
         return [(0, length)]
-    keys = [tuple(_structure(index(x.view.op, i)) for x in xs if _uneven(x)) for i in range(length)]
+    uneven = [x.view.op for x in xs if isinstance(x, Leaf) and x.view is not None and _uneven(x)]
+    keys = [tuple(_structure(index(op, i)) for op in uneven) for i in range(length)]
     edges = [0, *(i for i in range(1, length) if keys[i] != keys[i - 1]), length]
     return list(itertools.pairwise(edges))
 

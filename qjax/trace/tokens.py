@@ -17,7 +17,7 @@ from qjax.trace.labels import Axis, Labels
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["digits"])
 @dataclass(frozen=True)
 class Tokens:
-    """Weights with one axis per digit of the user's weights (`qjax.trace.labels`); loops have sliced the others away."""
+    """Weights, one axis per digit of the user's (`qjax.trace.labels`); loops have sliced the others away."""
 
     array: jax.Array
     digits: tuple[atoms.Atom, ...]

@@ -20,7 +20,8 @@ class Use:
     """One use of a leaf. Axes are negative ones of the stored leaf: a product sees it as [batch..., K, N].
 
     `input_id` is equal for products that read the same activation in the same order; `tokens` counts rows of one call;
-    `index` lists (axis, where) of axes indexed before the use: a number, "scanned" (one layer an iteration) or "traced".
+    `index` lists (axis, where) of axes indexed before the use: a number, "scanned" (one layer an iteration) or
+    "traced".
     """
 
     path: str
@@ -60,14 +61,16 @@ class Use:
         return jnp.transpose(jnp.asarray(w), positive).reshape(self.matrix_shape)
 
     def from_matrix(self, op: Any) -> Any:
-        """The leaf that stands for a matrix [batch..., K, N]: an array in the stored layout, an operator as it is where the
-        layouts agree, else under a `View`. ValueError when the shape is another one.
+        """The leaf that stands for a matrix [batch..., K, N].
+
+        An array in the stored layout; an operator as it is where the layouts agree, else under a `View`. ValueError
+        when the shape is another one.
         """
         self._check(op, self.matrix_shape)
         order = [a % len(self.shape) for a in (*self.batch_axes, *self.contract_axes, *self.output_axes)]
         if not is_leaf(op):
             moved = jnp.asarray(op).reshape([self.shape[a] for a in order])
-            return jnp.transpose(moved, np.argsort(order))
+            return jnp.transpose(moved, [int(i) for i in np.argsort(order)])
         if order == list(range(len(self.shape))) and self.matrix_shape == self.shape:
             return op
         return View.store(op, self.shape, self.contract_axes, self.output_axes)
@@ -87,7 +90,7 @@ class Uses(Mapping[str, tuple[Use, ...]]):
 
     def __init__(
         self, found: Mapping[str, tuple[Use, ...]], excluded: Mapping[str, str], impossible: Mapping[str, str]
-    ):
+    ) -> None:
         self._found, self.excluded, self.impossible = dict(found), dict(excluded), dict(impossible)
 
     def __getitem__(self, path: str) -> tuple[Use, ...]:
@@ -110,7 +113,7 @@ class Uses(Mapping[str, tuple[Use, ...]]):
         )
 
     def targets(self, where: Where | None = None) -> tuple[str, ...]:
-        """Leaves to quantize, in program order of use: by default those not in `excluded`; with `where`, those it picks.
+        """Leaves to quantize, in program order: by default those not in `excluded`; with `where`, those it picks.
 
         ValueError when where= matches nothing, or picks a leaf that cannot be a matrix.
         """

@@ -17,11 +17,12 @@ __all__ = ["SCANNED", "TRACED", "Use", "Uses", "uses"]
 
 
 def uses(fn: Any, params: Any, batch: Any) -> Uses:
-    """Every use fn(params, batch) makes of each floating leaf of params (arrays, shapes or operators); nothing is computed.
+    """Every use fn(params, batch) makes of each floating leaf of params (arrays, shapes, operators); it only traces.
 
-    Default targets (`Uses.targets`) are leaves with products against activations and no other use; `Uses.excluded` names
-    the rest with reasons: lookups and tied heads, an untied head (as many outputs as a looked-up table has rows), leaves
-    whose product feeds top_k (routers), depthwise convolutions, norms, biases.
+    Default targets (`Uses.targets`) are leaves with products against activations and no other use; `Uses.excluded`
+    names
+    the rest with reasons: lookups and tied heads, an untied head (as many outputs as a looked-up table has rows),
+    leaves whose product feeds top_k (routers), depthwise convolutions, norms, biases.
 
     >>> import jax.numpy as jnp
     >>> found = uses(lambda p, x: x @ p["w"].T + p["b"], {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}, jnp.ones((2, 3)))
@@ -33,7 +34,7 @@ def uses(fn: Any, params: Any, batch: Any) -> Uses:
 
 
 def follow(program: Traced, weights: Sequence[int] | None = None) -> Walk:
-    """The walk of fn(params, batch); `weights` is the shape of per-token weights: it says which axes of the batch are tokens.
+    """The walk of fn(params, batch); `weights`, the shape of per-token weights, says which axes are tokens.
 
     ValueError when no array of the batch has them in front.
     """

@@ -1,4 +1,4 @@
-"""Everything that differs between the jax versions qjax supports (0.10 to 0.12): the fields of equations, closed jaxprs.
+"""Everything that differs between the jax versions qjax supports (0.10 to 0.12): fields of equations, closed jaxprs.
 
 `tests/trace/test_versions.py` is the canary: it fails on a jax whose equations look different from what is read here.
 """
@@ -57,6 +57,7 @@ def called(eqn: Any) -> Any:
 
 
 def scan_parts(eqn: Any) -> Scan:
+    """The parts of a scan equation."""
     p = eqn.params
     if "num_consts" in p:
         consts, carry = p["num_consts"], p["num_carry"]
@@ -66,6 +67,7 @@ def scan_parts(eqn: Any) -> Scan:
 
 
 def while_parts(eqn: Any) -> While:
+    """The parts of a while equation."""
     p = eqn.params
     return While(p["cond_jaxpr"], p["body_jaxpr"], p["cond_nconsts"], p["body_nconsts"])
 
@@ -75,8 +77,7 @@ def inner_jaxprs(eqn: Any) -> list[Any]:
     found = []
     for value in eqn.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(open_jaxpr(item)[0], "eqns"):
-                found.append(item)
+            found += [item] if hasattr(open_jaxpr(item)[0], "eqns") else []
     return found
 
 
@@ -88,6 +89,7 @@ def bind(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def is_literal(v: Any) -> bool:
+    """Whether a variable of a jaxpr is a number written in it."""
     return isinstance(v, jex.Literal)
 
 

@@ -19,7 +19,7 @@ class Shape:
 
     def __init__(
         self, shape: Sequence[int], dtype: Any, tokens: labels.Labels = None, origins: frozenset[str] = frozenset()
-    ):
+    ) -> None:
         self.shape, self.dtype = tuple(shape), dtype
         self.tokens = tokens  # which axes are tokens of the batch
         self.origins = origins  # the leaves whose product this is, up to elementwise functions
@@ -116,7 +116,7 @@ class Walk:
 class Constant(Shape):
     """A scalar written in the program."""
 
-    def __init__(self, value: Any):
+    def __init__(self, value: Any) -> None:
         super().__init__((), np.result_type(value))
         self.value = value
 
@@ -151,6 +151,7 @@ def same_numbers(eqn: Any, inputs: Sequence[Any]) -> Any:
 
 
 def call(eqn: Any, inputs: Sequence[Any], tape: Walk) -> list[Any]:
+    """The body of a call, under its named scope."""
     outside = tape.scope
     tape.scope = "/".join(filter(None, (outside, versions.scope(eqn))))
     outs = evaluate(versions.called(eqn), inputs, tape)
@@ -159,6 +160,7 @@ def call(eqn: Any, inputs: Sequence[Any], tape: Walk) -> list[Any]:
 
 
 def cond(eqn: Any, inputs: Sequence[Any], tape: Walk) -> list[Any]:
+    """Every branch; an output is what all of them agree on."""
     branches = [evaluate(b, inputs[1:], tape) for b in eqn.params["branches"]]
     return [
         outs[0] if all(o is outs[0] for o in outs) else _joined(outs, tape, eqn) for outs in zip(*branches, strict=True)
@@ -205,6 +207,7 @@ def _settled(before: Shape, after: Any) -> Shape:
 
 
 def while_(eqn: Any, inputs: Sequence[Any], tape: Walk) -> list[Any]:
+    """Body and condition, once the carry has settled."""
     p = versions.while_parts(eqn)
     condition, body, carry = (
         inputs[: p.condition_consts],
@@ -220,6 +223,7 @@ def while_(eqn: Any, inputs: Sequence[Any], tape: Walk) -> list[Any]:
 
 
 def scan(eqn: Any, inputs: Sequence[Any], tape: Walk) -> list[Any]:
+    """The body on one entry of each scanned input."""
     p = versions.scan_parts(eqn)
     consts, carry, xs = inputs[: p.consts], inputs[p.consts : p.consts + p.carry], inputs[p.consts + p.carry :]
     over = labels.scanned([x.tokens for x in xs if isinstance(x, Shape)])

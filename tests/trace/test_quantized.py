@@ -10,8 +10,8 @@ from jax import lax
 
 from qjax.dispatch import dense
 from qjax.operators.by_use import ByUse
-from qjax.operators.operator import NotAffine
 from qjax.operators.maps.quantize import Quantize
+from qjax.operators.operator import NotAffine
 from qjax.operators.pre import Pre
 from qjax.operators.stacked import Stacked
 from qjax.operators.view import View
