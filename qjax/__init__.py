@@ -32,7 +32,7 @@ from qjax import (
 )
 from qjax.accounting import bits_per_weight, nbytes
 from qjax.dispatch import affine, dense, matmul, rows, transpose
-from qjax.operators.explanation import explain
+from qjax.equivalence import fold
 from qjax.formats import Format, as_format
 from qjax.operators import (
     ByUse,
@@ -54,12 +54,15 @@ from qjax.operators import (
     trainable,
     unpack,
 )
+from qjax.operators.explanation import explain
 from qjax.qarray import FULL, Grid, Meta, QArray
 from qjax.quantization import dequantize, encode, fake_quantize, fit, quantize
 from qjax.statistics import STATISTICS, fisher
 from qjax.trace.observe import observe
 from qjax.trace.quantized import quantized
+from qjax.trace.sites import Program, sites, tapped
 from qjax.trace.stages import stages
+from qjax.trace.topology import Topology
 from qjax.trace.uses import uses
 from qjax.transforms import (
     Edit,
@@ -80,3 +83,90 @@ from qjax.transforms import (
     stateless,
 )
 from qjax.validity import check
+
+__all__ = [
+    "FULL",
+    "STATISTICS",
+    "ByUse",
+    "Columns",
+    "Edit",
+    "Factored",
+    "Format",
+    "Grid",
+    "Latent",
+    "Meta",
+    "Needs",
+    "NotAffine",
+    "NotLinear",
+    "Packed",
+    "Post",
+    "Pre",
+    "Program",
+    "QArray",
+    "Report",
+    "Rows",
+    "Sparse",
+    "Stacked",
+    "Stage",
+    "Sum",
+    "Topology",
+    "Transform",
+    "View",
+    "act_quantize",
+    "affine",
+    "as_format",
+    "bits_per_weight",
+    "chain",
+    "check",
+    "codebooks",
+    "data",
+    "dense",
+    "dequantize",
+    "encode",
+    "equivalence",
+    "evaluate",
+    "explain",
+    "fake_quantize",
+    "fisher",
+    "fit",
+    "fold",
+    "formats",
+    "gptq",
+    "io",
+    "kernels",
+    "kv",
+    "low_rank",
+    "masked",
+    "matmul",
+    "merge",
+    "metrics",
+    "models",
+    "nbytes",
+    "observe",
+    "operators",
+    "partition",
+    "plan",
+    "prepare",
+    "quantize",
+    "quantized",
+    "ranges",
+    "recipes",
+    "reconstruct",
+    "rounding",
+    "rows",
+    "rtn",
+    "run",
+    "sites",
+    "smooth",
+    "solvers",
+    "stages",
+    "stateless",
+    "statistics",
+    "tapped",
+    "trace",
+    "trainable",
+    "transforms",
+    "transpose",
+    "unpack",
+    "uses",
+]

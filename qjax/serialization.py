@@ -122,10 +122,15 @@ def _encode(value: Any, tensors: dict[str, np.ndarray], where: str) -> Any:
         return {"dict": {k: _encode(v, tensors, f"{where}/{k}") for k, v in value.items()}}
     if dataclasses.is_dataclass(value) and type(value).__name__ in _types():
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        return {"type": type(value).__name__, "fields": {k: _encode(v, tensors, f"{where}/{k}") for k, v in fields.items()}}
+        return {
+            "type": type(value).__name__,
+            "fields": {k: _encode(v, tensors, f"{where}/{k}") for k, v in fields.items()},
+        }
     if type(value) in (list, tuple):
         return {type(value).__name__: [_encode(v, tensors, f"{where}/{i}") for i, v in enumerate(value)]}
-    raise TypeError(f"{where or '/'}: {type(value).__name__} has no record; save arrays, containers, QArrays or operators")
+    raise TypeError(
+        f"{where or '/'}: {type(value).__name__} has no record; save arrays, containers, QArrays or operators"
+    )
 
 
 def _decode(record: Any, tensors: Mapping[str, np.ndarray]) -> Any:

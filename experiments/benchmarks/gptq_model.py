@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.gptq_model --peer .venv-llmcompressor/bin/python
 
-Each side runs in a process of its own, one after the other, and reports wall time, peak resident memory and (ours) where the
-time went: compilation, solving, the operations executed and the share of this machine's GEMM rate, measured in the same
-process. `make oracle` builds the peer's environment; without --peer only our side is printed.
+Each side runs in a process of its own, one after the other, and reports wall time, peak resident memory and (ours)
+where the time went: compilation, solving, the operations executed and the share of this machine's GEMM rate, measured
+in the same process. `make oracle` builds the peer's environment; without --peer only our side is printed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
+    """Run both sides and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="python of an environment with llmcompressor")
     parser.add_argument("--windows", type=int, default=32)
@@ -49,7 +50,8 @@ def main() -> None:
         print(f"  solving and errors {mine['solve']:.1f} s")
         rate = mine["tflop"] / (mine["wall"] - mine["compile"] - mine["solve"])
         print(f"  {mine['tflop']:.2f} TFLOP in forward passes and Gram matrices: {rate * 1000:.0f} GFLOP/s outside")
-        print(f"  compilation and solving = {100 * rate * 1000 / mine['gemm']:.0f} % of the GEMM rate {mine['gemm']:.0f} GFLOP/s")
+        share = 100 * rate * 1000 / mine["gemm"]
+        print(f"  compilation and solving = {share:.0f} % of the GEMM rate {mine['gemm']:.0f} GFLOP/s")
         if args.peer:
             peer = child([args.peer, str(HERE / "peer_llmcompressor.py"), folder])
             show("llm-compressor oneshot", peer)
@@ -58,6 +60,7 @@ def main() -> None:
 
 
 def show(name: str, result: dict[str, Any]) -> None:
+    """One line a side."""
     print(f"{name}: {result['wall']:.1f} s, peak {result['peak']:.2f} GB ({result['versions']})")
 
 
@@ -99,6 +102,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
 
 
 def ours(args: argparse.Namespace) -> dict[str, Any]:
+    """Our side, in its own process."""
     import jax
     import jax.monitoring
     import jax.numpy as jnp
@@ -138,8 +142,11 @@ def gemm_rate(size: int = 2048, repeats: int = 8) -> float:
 
 
 def operations(arch: Any, windows: int, length: int) -> float:
-    """Multiplications and additions executed: one pass to measure (up to the last matrix of a block, with the upper
-    triangles of its Gram matrices) and, but for the last block, one to send the streams on."""
+    """Multiplications and additions executed in forward passes and Gram matrices.
+
+    One pass measures (up to the last matrix of a block, with the upper triangles of its Gram matrices) and, but for the
+    last block, one sends the streams on.
+    """
     from qjax.statistics.gram import panels
 
     tokens = windows * length

@@ -1,6 +1,6 @@
 """The peer's side of `gptq_model`: llm-compressor's `oneshot` on weights and tokens from a folder. Needs no qjax.
 
-    python peer_llmcompressor.py FOLDER        (called by the benchmark)
+python peer_llmcompressor.py FOLDER        (called by the benchmark)
 """
 
 from __future__ import annotations

@@ -1,1 +1,5 @@
-"""Equivalences: same function, other numbers; online in front of a matmul first, folded into its producer where exact."""
+"""Equivalences: same function, other numbers; online before a matmul, then folded into its producer where exact."""
+
+from qjax.equivalence.folding import Online, fold
+
+__all__ = ["Online", "fold"]

@@ -12,7 +12,7 @@ import optax
 
 
 class Minimum(NamedTuple):
-    """Variables with the smallest mean loss over the items, that loss, and the loss they began with (float32 scalars)."""
+    """The better variables, their mean loss over the items, and the loss they began with (float32 scalars)."""
 
     variables: Any
     loss: jax.Array
@@ -32,9 +32,9 @@ def minimize(
 ) -> Minimum:
     """Minimize the mean over items of `loss(fn, variables, constants, item)`; each step draws one item by key.
 
-    The mean over all items is taken at the start and at the end, and the better variables are returned: a learned method
-    never gives back something worse than what it began with. `loss`, `fn` and `optimizer` are static: equal stages, which
-    share their `fn`, share one compiled step.
+    The mean over all items is taken at the start and at the end, and the better variables are returned: a learned
+    method never gives back something worse than what it began with. `loss`, `fn` and `optimizer` are static: equal
+    stages, which share their `fn`, share one compiled step.
 
     Args:
         loss: (fn, variables, constants, item) -> scalar.
@@ -50,10 +50,14 @@ def minimize(
         ValueError: no items, a negative number of steps, or a variable that is not floating.
     """
     if not items or steps < 0:
-        raise ValueError(f"minimize: {len(items)} items and {steps} steps; give at least one item and no negative steps")
+        raise ValueError(
+            f"minimize: {len(items)} items and {steps} steps; give at least one item and no negative steps"
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-            raise ValueError(f"minimize: variable {jax.tree_util.keystr(path)} is {leaf.dtype}; only floating arrays have gradients")
+            raise ValueError(
+                f"minimize: variable {jax.tree_util.keystr(path)} is {leaf.dtype}; only floating arrays have gradients"
+            )
     before = _mean(loss, fn, variables, constants, items)
     state, now = optimizer.init(variables), variables
     order = jax.random.randint(key, (steps,), 0, len(items)).tolist()

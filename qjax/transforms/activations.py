@@ -25,7 +25,9 @@ def act_quantize(fmt: Format | str = "int8", *, static: bool = False) -> Transfo
     """
     f = as_format(fmt)
     if static and (not f.tensor or f.offset is not None):
-        raise ValueError(f"act_quantize: a static range needs a symmetric per-tensor format such as int8_tensor, not {f.name}")
+        raise ValueError(
+            f"act_quantize: a static range needs a symmetric per-tensor format such as int8_tensor, not {f.name}"
+        )
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
         del key

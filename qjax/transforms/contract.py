@@ -1,8 +1,8 @@
 """The contract every method keeps: a transform looks at a stage and answers with an edit.
 
-Like optax, a transform is a NamedTuple of pure functions and its state is a pytree. Unlike optax, it changes leaf *types*
-(an array becomes an operator), needs calibration data between `init` and the last `step`, and may leave an online part
-behind (a scale in front of a matmul). Hence three nouns:
+Like optax, a transform is a NamedTuple of pure functions and its state is a pytree. Unlike optax, it changes leaf
+*types* (an array becomes an operator), needs calibration data between `init` and the last `step`, and may leave an
+online part behind (a scale in front of a matmul). Hence three nouns:
 
 - a `Stage` is what a transform may see: some leaves, their float reference, statistics of their inputs, streams;
 - an `Edit` is what it answers: an *equivalence* (same function, other numbers), an *approximation* (new leaves), an
@@ -123,9 +123,13 @@ class Transform(NamedTuple):
 Chain = tuple[Transform, ...]
 
 
-def stateless(name: str, scope: Scope, edit: Callable[[Stage, jax.Array], Edit], needs: Needs | None = None) -> Transform:
+def stateless(
+    name: str, scope: Scope, edit: Callable[[Stage, jax.Array], Edit], needs: Needs | None = None
+) -> Transform:
     """A transform of one step and no state: `edit(stage, key)`."""
-    return Transform(name, scope, needs or Needs(), lambda stage: (), lambda stage, state, key: (edit(stage, key), state, True))
+    return Transform(
+        name, scope, needs or Needs(), lambda stage: (), lambda stage, state, key: (edit(stage, key), state, True)
+    )
 
 
 def chain(*transforms: Transform | Chain) -> Chain:
@@ -143,7 +147,9 @@ def chain(*transforms: Transform | Chain) -> Chain:
     for i, t in enumerate(transforms):
         parts = (t,) if isinstance(t, Transform) else t
         if not isinstance(parts, tuple) or not all(isinstance(p, Transform) for p in parts):
-            raise TypeError(f"chain: argument {i} is {t!r}, not a transform; did you forget to call it (qjax.rtn('int8'))?")
+            raise TypeError(
+                f"chain: argument {i} is {t!r}, not a transform; did you forget to call it (qjax.rtn('int8'))?"
+            )
         flat.extend(parts)
     return tuple(flat)
 
@@ -153,13 +159,17 @@ def masked(transform: Transform | Chain, select: Select) -> Chain:
 
     def narrow(t: Transform) -> Transform:
         before = t.select
-        both = select if before is None else (lambda path, use, plan: before(path, use, plan) and select(path, use, plan))
+        both = (
+            select if before is None else (lambda path, use, plan: before(path, use, plan) and select(path, use, plan))
+        )
         return t._replace(select=both)
 
     return tuple(narrow(t) for t in chain(transform))
 
 
-def partition(transforms: Mapping[Any, Transform | Chain], label: Callable[[str, Use, Mapping[str, Any]], Any]) -> Chain:
+def partition(
+    transforms: Mapping[Any, Transform | Chain], label: Callable[[str, Use, Mapping[str, Any]], Any]
+) -> Chain:
     """Each target through the chain of its label, as in optax. A label without a transform is an error.
 
     Example (int8 where the plan says so, int4 elsewhere):
@@ -174,7 +184,9 @@ def partition(transforms: Mapping[Any, Transform | Chain], label: Callable[[str,
         def select(path: str, use: Use, plan: Mapping[str, Any]) -> bool:
             found = label(path, use, plan)
             if found not in transforms:
-                raise ValueError(f"partition: {path} has label {found!r}; transforms exist for {sorted(map(str, transforms))}")
+                raise ValueError(
+                    f"partition: {path} has label {found!r}; transforms exist for {sorted(map(str, transforms))}"
+                )
             return found == name
 
         return select

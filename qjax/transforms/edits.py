@@ -16,7 +16,12 @@ from qjax.transforms.contract import Edit, Leaves
 from qjax.transforms.leaves import Core
 
 # An equivalence may move float32 outputs by this much: max over tokens of |dy|_2 / |y|_2.
-TOLERANCE = {jnp.dtype("float64"): 1e-10, jnp.dtype("float32"): 5e-5, jnp.dtype("bfloat16"): 3e-2, jnp.dtype("float16"): 4e-3}
+TOLERANCE = {
+    jnp.dtype("float64"): 1e-10,
+    jnp.dtype("float32"): 5e-5,
+    jnp.dtype("bfloat16"): 3e-2,
+    jnp.dtype("float16"): 4e-3,
+}
 
 
 class NotEquivalent(ValueError):
@@ -121,4 +126,6 @@ def assert_equivalent(name: str, fn: Callable[[Any, Any], Any], before: Any, aft
         size = jnp.linalg.norm(ref, axis=-1)
         off = float(jnp.max(jnp.linalg.norm(new - ref, axis=-1) / jnp.maximum(size, 1e-30 + 1e-6 * jnp.max(size))))
         if not off <= TOLERANCE[a.dtype]:
-            raise NotEquivalent(f"{name}: outputs moved by {off:.1e} of their norm, allowed {TOLERANCE[a.dtype]:.0e} ({a.dtype})")
+            raise NotEquivalent(
+                f"{name}: outputs moved by {off:.1e} of their norm, allowed {TOLERANCE[a.dtype]:.0e} ({a.dtype})"
+            )

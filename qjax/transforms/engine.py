@@ -12,14 +12,14 @@ import jax
 from tqdm import tqdm
 
 from qjax.trace.paths import Where, leaves_with_paths, replace_leaves
-# SITES
+from qjax.trace.sites import Program, tapped
 from qjax.trace.uses import Uses, uses
 from qjax.transforms.contract import Chain, Transform, chain
 from qjax.transforms.edits import Working, changes, restored
 from qjax.transforms.report import Report, excluded_summary
 from qjax.transforms.resume import Progress, fingerprint
-from qjax.transforms.walk import base, cut, restacked, sliced, whole
 from qjax.transforms.sweep import Block, Programs, Settings, Streams, edit_block, needs_reference
+from qjax.transforms.walk import base, cut, restacked, sliced, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Plan:
             walk = "the whole model" if p.schedule == "whole" else f"block by block ({self.by!r})"
             measured = sorted({s for t in p.transforms for s in t.needs.statistics})
             data = f"{self.stream} stream, statistics {self.within}" if p.needs_data else "no data"
-            lines.append(f"pass {n}: {names}: {walk}, {data}" + (f"; measures {', '.join(measured)}" if measured else ""))
+            lines.append(
+                f"pass {n}: {names}: {walk}, {data}" + (f"; measures {', '.join(measured)}" if measured else "")
+            )
             if needs_reference(p.transforms):
                 lines[-1] += "; carries the float stream too"
         lines.append(f"{len(self.targets)} targets; left alone:")
@@ -96,7 +98,8 @@ def run(
         recipe: a transform or a chain.
         fn: a pure function of (params, batch): our models, flax, equinox, haiku, plain.
         params: a pytree; leaves may be numpy arrays (memory-mapped too).
-        batches: a Sequence of calibration batches, each what `fn` takes. Read more than once, so an iterator is refused.
+        batches: a Sequence of calibration batches, each what `fn` takes. Read more than once, so an iterator is
+        refused.
             A recipe without data reads only the first, for shapes.
         key: folded with transform, stage and step for everything random; default `jax.random.key(0)`.
         schedule: "blocks" streams through the groups of parameters named by `by`; "whole" measures in one pass over the
@@ -131,7 +134,9 @@ def run(
         ('QArray', ('up', 'down'))
     """
     if not isinstance(batches, Sequence) or isinstance(batches, str | bytes):
-        raise TypeError(f"batches is {type(batches).__name__}: give a list, it is read once a pass (list(iterator) keeps it)")
+        raise TypeError(
+            f"batches is {type(batches).__name__}: give a list, it is read once a pass (list(iterator) keeps it)"
+        )
     if not batches:
         raise ValueError("batches is empty; a recipe without data still needs one batch, for shapes")
     if weights is not None and len(weights) != len(batches):
@@ -141,12 +146,16 @@ def run(
     all_uses = uses(fn, params, batches[0])
     planned = _planned(chain(recipe), all_uses, schedule, by, stream, within, where)
     names = tuple(t.name for p in planned.passes for t in p.transforms)
-    identity = "" if checkpoint is None else fingerprint(names, params, list(batches), key, weights, schedule, by, stream, within, planned.targets)
+    identity = (
+        ""
+        if checkpoint is None
+        else fingerprint(names, params, list(batches), key, weights, schedule, by, stream, within, planned.targets)
+    )
     saved = Progress(checkpoint, identity)
     original = Working(leaves_with_paths(params), leaves_with_paths(params))
     working, rows, programs = original, [], Programs()
     for n, p in enumerate(planned.passes):
-        model = fn if not working.taps else tapped(fn, working.taps)
+        model = _with_taps(fn, working.taps)
         batches_read = batches if p.needs_data else batches[:1]
         if p.schedule == "whole":
             blocks, inputs = (whole(model, params),), list(batches_read)
@@ -158,7 +167,9 @@ def run(
         bar = tqdm(total=len(blocks), desc=f"pass {n + 1} of {len(planned.passes)}", disable=not progress, unit="block")
         before = working
         working = sliced(working, blocks)
-        for working, new in _walk(working, blocks, p, planned.targets, streams, programs, settings, saved.of(n)):
+        steps = _walk(working, blocks, p, planned.targets, streams, programs, settings, saved.of(n))
+        for after, new in steps:
+            working = after
             rows += new
             bar.update()
         bar.close()
@@ -170,6 +181,10 @@ def run(
         result = Program(result, dict(working.taps), working.prefix)
     seconds = time.perf_counter() - begun
     return result, Report(tuple(rows), planned.targets, planned.excluded, dict(working.plan), str(planned), seconds)
+
+
+def _with_taps(fn: Callable[..., Any], taps: Mapping[str, Any]) -> Callable[[Any, Any], Any]:
+    return (lambda params, batch: tapped(fn)(Program(params, dict(taps)), batch)) if taps else fn
 
 
 def _walk(
@@ -235,4 +250,6 @@ def _refuse_idle(planned: Plan, rows: Sequence[Mapping[str, Any]]) -> None:
     idle = [t.name for p in planned.passes for t in p.transforms if t.name not in busy and t.scope != "model"]
     if idle:
         some = ", ".join(planned.targets[:4])
-        raise ValueError(f"{', '.join(idle)}: matched no leaf; the run's {len(planned.targets)} targets are {some}, ...")
+        raise ValueError(
+            f"{', '.join(idle)}: matched no leaf; the run's {len(planned.targets)} targets are {some}, ..."
+        )

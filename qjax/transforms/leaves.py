@@ -1,8 +1,8 @@
 """A leaf seen by a method: the maps in front of it, and the matrix at its core.
 
-A leaf that went through equivalences is `Pre(T1, Pre(T2, W))`: an input x meets T1 first. Methods work on the core W [K, N]
-in the coordinates behind all maps, and new maps are put next to the core; so what was measured on x (a Gram matrix, a
-maximum) has to be carried through the maps. `Core` holds both halves, `transport` carries the statistics.
+A leaf that went through equivalences is `Pre(T1, Pre(T2, W))`: an input x meets T1 first. Methods work on the core W
+[K, N] in the coordinates behind all maps, and new maps are put next to the core; so what was measured on x (a Gram
+matrix, a maximum) has to be carried through the maps. `Core` holds both halves, `transport` carries the statistics.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from qjax.qarray import QArray
 from qjax.quantization import dequantize
 from qjax.trace.uses import Use
 
-# How a per-channel statistic follows x -> x * d; every other map mixes channels, and then only a Gram matrix can follow.
+# How a per-channel statistic follows x -> x * d; every other map mixes channels, and then only a Gram matrix can
+# follow.
 _SCALED_BY_SIZE = ("absmax", "mean_abs")
 _SCALED_BY_SIGN = ("mean",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Core:
-    """The maps in front of a leaf (outermost first) and its core, an array or operator in matrix form [batch..., K, N]."""
+    """The maps in front of a leaf, outermost first, and its core: an array or operator [batch..., K, N]."""
 
     maps: tuple[Any, ...]
     matrix: Any

@@ -16,10 +16,10 @@ class Report:
 
     Attributes:
         rows: one dict an edited leaf and transform, in order, with the columns
-            path; method (the transform's name); format; bits (stored bits a weight, scales included); tokens (calibration
-            tokens its statistics saw, None for data-free methods); error_before and error_after (relative error of the
-            leaf's output, sqrt(tr(E^T H E) / tr(W^T H W)) where a Gram matrix H was measured, else of its weights:
-            of round-to-nearest in the same format, and of the result); seconds; warnings (a tuple of strings).
+            path; method (the transform's name); format; bits (stored bits a weight, scales included); tokens
+            (calibration tokens its statistics saw, None for data-free methods); error_before and error_after (relative
+            error of the leaf's output, sqrt(tr(E^T H E) / tr(W^T H W)) where a Gram matrix H was measured, else of its
+            weights: of round-to-nearest in the same format, and of the result); seconds; warnings (a tuple of strings).
         targets: paths the run set out to edit.
         excluded: path -> why it was left alone.
         plan: path -> format, where a transform annotated one.
@@ -43,7 +43,9 @@ class Report:
         lines = [" ".join(f"{name:>12}" for name in COLUMNS[1:-1]) + "  path"]
         for row in self.rows:
             cells = (_cell(row[name]) for name in COLUMNS[1:-1])
-            lines.append(" ".join(f"{c:>12}" for c in cells) + f"  {row['path']}" + "".join(f"  ! {w}" for w in row["warnings"]))
+            lines.append(
+                " ".join(f"{c:>12}" for c in cells) + f"  {row['path']}" + "".join(f"  ! {w}" for w in row["warnings"])
+            )
         lines.append(f"{len(self.targets)} targets, {len(self.excluded)} leaves left alone, {self.seconds:.1f} s")
         return "\n".join(lines)
 

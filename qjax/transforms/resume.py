@@ -1,7 +1,8 @@
 """A run's progress on disk: after each stage its leaves, rows and streams, so that a killed run goes on where it was.
 
-The folder belongs to one run: its fingerprint (recipe, parameters, batches, key, settings) is written first, and another
-run's fingerprint is refused rather than mixed in. What is restored is what was computed, so the result is bit-equal.
+The folder belongs to one run: its fingerprint (recipe, parameters, batches, key, settings) is written first, and
+another run's fingerprint is refused rather than mixed in. What is restored is what was computed, so the result is
+bit-equal.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def fingerprint(*parts: Any) -> str:
 class Progress:
     """The saved blocks of one run, or of one pass of it. Without a folder nothing is kept."""
 
-    def __init__(self, folder: str | os.PathLike[str] | None, identity: str):
+    def __init__(self, folder: str | os.PathLike[str] | None, identity: str) -> None:
         """Open a folder for a run.
 
         Raises:

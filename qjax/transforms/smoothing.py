@@ -14,7 +14,8 @@ def smooth(alpha: float = 0.5) -> Transform:
     """Divide input channel j by s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) and multiply its weights by it.
 
     W_j is row j of all leaves that read the input, so q, k, v share one s. Channels that are zero in the data or in the
-    weights keep s = 1. Written online, `Pre(Diag(1/s), sW)`; `qjax.fold` moves 1/s into the producer where that is exact.
+    weights keep s = 1. Written online, `Pre(Diag(1/s), sW)`; `qjax.fold` moves 1/s into the producer where that is
+    exact.
 
     Source: Xiao et al. 2023 (SmoothQuant), eq. 4; catalogue G5.
 

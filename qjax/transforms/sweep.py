@@ -1,7 +1,8 @@
 """One pass over the model, block by block: measure, let transforms edit, send the streams on.
 
-Only the current block's leaves and one live value a batch are in use, whatever the depth. Equal blocks share one `fn`, so
-each program here is compiled once a distinct block. A pass over the whole model at once is the same thing with one block.
+Only the current block's leaves and one live value a batch are in use, whatever the depth. Equal blocks share one `fn`,
+so each program here is compiled once a distinct block. A pass over the whole model at once is the same thing with one
+block.
 """
 
 from __future__ import annotations
@@ -24,17 +25,22 @@ from qjax.trace.uses import Use, uses
 from qjax.transforms.contract import Edit, Leaves, Stage, Transform
 from qjax.transforms.edits import Working, applied, assert_equivalent
 from qjax.transforms.leaves import materialized
+from qjax.transforms.report import COLUMNS
 
 Fn = Callable[[tuple[Any, ...], Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A piece of the model: `fn(leaves, x) -> y` on the leaves named `ids`, in order. Equal blocks hold the same `fn`."""
+    """A piece of the model: `fn(leaves, x) -> y` on the leaves named `ids`, in order. Equal blocks hold the same `fn`.
+
+    `group`: it belongs to a group of parameters; what lies before and after the groups takes no part in windows.
+    """
 
     name: str
     ids: tuple[str, ...]
     fn: Fn
+    group: bool = True
 
     def of(self, leaves: Leaves) -> tuple[Any, ...]:
         """This block's leaves, in the order `fn` takes them."""
@@ -47,8 +53,11 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a sweep streams: `stream` feeds a block from quantized or float predecessors; `within` a block, statistics are
-    taken once ("together") or again before each group of leaves that share an input ("sequential")."""
+    """How a sweep streams.
+
+    `stream`: a block is fed by quantized or float predecessors. `within` a block, statistics are taken once ("together")
+    or again before each group of leaves that share an input ("sequential").
+    """
 
     stream: str
     within: str
@@ -119,7 +128,7 @@ class Programs:
         return self._once(("uses", fn, str(jax.tree.map(jnp.shape, leaves))), make)
 
     def measure(self, fn: Fn, wanted: Mapping[int, tuple[Statistic, ...]], keep: bool) -> Callable[..., Any]:
-        """(leaves, x, weights) -> statistics by position, and the block's output if `keep` (else its tail is never run)."""
+        """(leaves, x, weights) -> the block's output if `keep` (else its tail is never run), statistics by position."""
 
         def make() -> Callable[..., Any]:
             watch = observing(fn, {str(p): s for p, s in wanted.items()})
@@ -152,7 +161,9 @@ class Programs:
         def merge(a: Any, b: Any) -> Any:
             return {p: {s.name: s.merge(a[p][s.name], b[p][s.name]) for s in stats} for p, stats in wanted.items()}
 
-        return self._once(("merge", tuple(sorted((p, s) for p, s in wanted.items()))), lambda: jax.jit(merge, donate_argnums=0))
+        return self._once(
+            ("merge", tuple(sorted((p, s) for p, s in wanted.items()))), lambda: jax.jit(merge, donate_argnums=0)
+        )
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         key = str(key) if key[0] in ("measure", "merge") else key
@@ -205,8 +216,8 @@ def edit_block(
         part = list(part)
         if wide:
             for t in part:
-                window = blocks[at : at + t.needs.window]
-                if len(window) == t.needs.window or at == 0:
+                window = blocks[at : at + t.needs.window]  # the windows that fit, each begun at its first block
+                if len(window) == t.needs.window and all(b.group for b in window):
                     working, new = _edit_wide(working, programs.joined(window), t, targets, streams, programs, settings)
                     rows += new
         else:
@@ -216,9 +227,7 @@ def edit_block(
 
 
 def _selected(t: Transform, targets: frozenset[str], block_uses: Mapping[str, Use], working: Working) -> list[str]:
-    return [
-        p for p, use in block_uses.items() if p in targets and (t.select is None or t.select(p, use, working.plan))
-    ]
+    return [p for p, use in block_uses.items() if p in targets and (t.select is None or t.select(p, use, working.plan))]
 
 
 def _uses(block: Block, working: Working, x: Any, programs: Programs) -> dict[str, Use]:
@@ -283,11 +292,13 @@ def _edit_leaves(
     # Statistics once for all groups, or again for each: its leaves then see the groups before them quantized.
     for batch_of_groups in [groups] if settings.within == "together" else [[g] for g in groups]:
         leaves = {p for g in batch_of_groups for p in g}
-        found = _measured(block, [(t, [p for p in chosen[id(t)] if p in leaves]) for t in part], working, streams, programs, settings)
+        found = _measured(
+            block, [(t, [p for p in chosen[id(t)] if p in leaves]) for t in part], working, streams, programs, settings
+        )
         for t in part:
             for group in batch_of_groups:
                 mine = [p for p in group if p in chosen[id(t)]]
-                for members in ([mine] if t.scope == "inputs" else [[p] for p in mine]):
+                for members in [mine] if t.scope == "inputs" else [[p] for p in mine]:
                     if not members:
                         continue
                     name = members[0] if len(members) == 1 else f"{block.name}({', '.join(members)})"
@@ -395,17 +406,17 @@ def _refuse_strangers(t: Transform, stage: Stage, edit: Edit) -> None:
     foreign = [p for p in (*edit.equivalence, *edit.params) if p not in stage.targets]
     if foreign:
         raise ValueError(
-            f"{t.name} at {stage.name}: edits {foreign}, which its mask left out; widen the mask or edit only {list(stage.targets)}"
+            f"{t.name} at {stage.name}: edits {foreign}, which its mask left out; "
+            f"widen the mask or edit only {list(stage.targets)}"
         )
 
 
 def _row(path: str, t: Transform, stage: Stage, extra: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     count = stage.statistics.get(path, {}).get("count")
-    base = {
-        "path": path, "method": t.name, "format": None, "bits": None,
-        "tokens": None if count is None else (int(count) if jnp.ndim(count) == 0 else [int(c) for c in count.reshape(-1)]),
-        "error_before": None, "error_after": None, "seconds": seconds, "warnings": (),
-    }  # fmt: skip
-    if count is not None and bool(jnp.any(count == 0)):
-        base["warnings"] = ("some of its inputs were never seen in calibration",)
-    return {**base, **extra, "warnings": (*base["warnings"], *extra.get("warnings", ()))}
+    tokens, warnings = None, ()
+    if count is not None:
+        tokens = int(count) if jnp.ndim(count) == 0 else [int(c) for c in count.reshape(-1)]  # experts: each its own
+        if bool(jnp.any(count == 0)):
+            warnings = ("some of its inputs were never seen in calibration",)
+    row = dict.fromkeys(COLUMNS) | {"path": path, "method": t.name, "tokens": tokens, "seconds": seconds}
+    return {**row, **extra, "warnings": (*warnings, *extra.get("warnings", ()))}

@@ -1,7 +1,7 @@
 """How a pass walks a model: as one block, or cut at the first use of each group of parameters, layer slices included.
 
-A leaf that a scan stacks over layers is handed to a block one slice at a time, under the name "path[i]"; `restacked` puts
-the slices together again, as one operator where their structure agrees and as `Stacked` where it does not.
+A leaf that a scan stacks over layers is handed to a block one slice at a time, under the name "path[i]"; `restacked`
+puts the slices together again, as one operator where their structure agrees and as `Stacked` where it does not.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from qjax.transforms.sweep import Block
 def whole(fn: Callable[[Any, Any], Any], params: Any) -> Block:
     """The model as one block: its input is a batch."""
     ids = tuple(leaves_with_paths(params))
-    return Block("model", ids, lambda leaves, batch: fn(replace_leaves(params, dict(zip(ids, leaves, strict=True))), batch))
+    return Block(
+        "model", ids, lambda leaves, batch: fn(replace_leaves(params, dict(zip(ids, leaves, strict=True))), batch)
+    )
 
 
 def cut(
     fn: Callable[[Any, Any], Any], params: Any, batch: Any, by: str
 ) -> tuple[tuple[Block, ...], Callable[[Any], Any]]:
-    """The model cut by groups of parameters: blocks in order, and the function from a batch to the first block's input."""
+    """The model cut by groups of parameters: its blocks, and the function from a batch to the first block's input."""
     segments = stages(fn, params, batch, by=by)
     blocks = tuple(
-        Block(s.name, tuple(_slice_name(path, i) for path, i in s.paths), s.fn) for s in segments
+        Block(s.name, tuple(_slice_name(path, i) for path, i in s.paths), s.fn, s.kind == "group") for s in segments
     )
     return blocks, segments.begin
 
@@ -85,7 +87,9 @@ def restacked(before: Working, after: Working, uses: Uses) -> Working:
 def _stack(path: str, layers: list[Any], stored: Any, uses: Uses) -> Any:
     """Layers of one stack as one leaf of the stored shape."""
     if len(layers) != stored.shape[0]:
-        raise ValueError(f"{path}: {len(layers)} of its {stored.shape[0]} layers are used; the rest cannot be kept in one leaf")
+        raise ValueError(
+            f"{path}: {len(layers)} of its {stored.shape[0]} layers are used; the rest cannot be kept in one leaf"
+        )
     use = uses.matrix(path)
     # The leading axis is the stack's; what is left is one layer's use (axes count from the end).
     rank = len(use.shape)

@@ -75,7 +75,9 @@ def gptq(
                 gram = jnp.broadcast_to(gram, (*w.shape[:-1], w.shape[-2]))
                 factors[shared] = gram, over_batch(lambda h: factor(h, damp, order=order, dtype=dtype), w.ndim)(gram)
             gram, factored = factors[shared]
-            q, _ = over_batch(lambda w, f_: sweep(w, f_, f, groups=groups, block=block, range=range), w.ndim)(w, factored)
+            q, _ = over_batch(lambda w, f_: sweep(w, f_, f, groups=groups, block=block, range=range), w.ndim)(
+                w, factored
+            )
             nearest = over_batch(lambda w: solvers.rtn(w, f, range=range), w.ndim)(w)
             params[path] = core.holding(q).leaf()
             rows[path] = {
@@ -110,10 +112,12 @@ def low_rank(rank: int, *, scale: Literal["none", "mean_abs"] = "none") -> Trans
         w = jnp.asarray(dense(reference.matrix)).astype(jnp.float32)
         now = jnp.asarray(dense(core.matrix)).astype(jnp.float32)
         statistics = transport(path, reference.maps, stage.statistics.get(path, {}))
-        weighting = statistics["mean_abs"] if scale == "mean_abs" else None
-        solve: Callable[..., Any] = lambda w, q, *s: solvers.low_rank(w, q, rank, scale=s[0] if s else None)  # noqa: E731
-        arguments = (w, now) if weighting is None else (w, now, jnp.broadcast_to(weighting, w.shape[:-1]))
-        a, b = over_batch(solve, w.ndim)(*arguments)
+        weighting = statistics["mean_abs"] if scale == "mean_abs" else jnp.ones(w.shape[:-1])
+
+        def solve(w: jax.Array, q: jax.Array, weighting: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return solvers.low_rank(w, q, rank, scale=weighting)
+
+        a, b = over_batch(solve, w.ndim)(w, now, jnp.broadcast_to(weighting, w.shape[:-1]))
         new = Sum((core.matrix, Factored(a, b)))
         row = {
             "format": f"rank {rank}",
@@ -128,7 +132,7 @@ def low_rank(rank: int, *, scale: Literal["none", "mean_abs"] = "none") -> Trans
 
 
 def relative_error(w: jax.Array, op: Any, gram: jax.Array | None) -> float:
-    """sqrt(tr(E^T H E) / tr(W^T H W)) with E = W - op: the relative error of the leaf's output; of its weights if H is None."""
+    """sqrt(tr(E^T H E) / tr(W^T H W)), E = W - op: relative error of the leaf's output; of its weights without H."""
     return float(_relative_error(w, dense(op), gram))
 
 

@@ -36,7 +36,9 @@ def test_formats_come_back_bit_for_bit_without_a_template(tmp_path, fmt):
     assert back.meta == q.meta
 
 
-@pytest.mark.parametrize("dtype", ["int4", "uint4", "int2", "uint2", "float4_e2m1fn", "bfloat16", "float8_e4m3fn", "int8"])
+@pytest.mark.parametrize(
+    "dtype", ["int4", "uint4", "int2", "uint2", "float4_e2m1fn", "bfloat16", "float8_e4m3fn", "int8"]
+)
 def test_every_code_of_narrow_types(tmp_path, dtype):
     codes = jnp.arange(-9, 9, dtype=jnp.int32).astype(jnp.dtype(dtype))
     io.save(tmp_path / "tree", [codes, codes[:1], codes[:0]])
