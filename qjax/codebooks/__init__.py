@@ -1,5 +1,5 @@
 """Where value tables come from: constructions of scalar and, later, vector codebooks."""
 
-from qjax.codebooks.normal_float import normal_float
+from qjax.codebooks.normal_quantiles import normal_float
 
 __all__ = ["normal_float"]

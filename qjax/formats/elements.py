@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jax import Array
 
-from qjax.codebooks.normal_float import normal_float
+from qjax.codebooks.normal_quantiles import normal_float
 from qjax.formats.integer import Int
 from qjax.formats.minifloat import Float
 from qjax.formats.table import Table

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qjax.codebooks.normal_float import normal_float
+from qjax.codebooks.normal_quantiles import normal_float
 from qjax.formats.format import Format
 from qjax.formats.integer import Int
 from qjax.formats.spelling import as_format
