@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from qjax.data.sources import Text, from_file, from_hub, load_text, topics
 from qjax.data.splits import Splits, split
-from qjax.data.windows import sample, windows
+from qjax.data.cutting import sample, windows
 
 __all__ = ["Splits", "Text", "from_file", "from_hub", "load_text", "sample", "split", "topics", "windows"]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax.statistics import Count, Statistic, as_statistic
-from qjax.statistics.gram import CrossGram
+from qjax.statistics.second_moments import CrossGram
 from qjax.trace.observe import observing
 from qjax.trace.quantized import quantized
 from qjax.trace.uses import Use, uses

@@ -1,0 +1,44 @@
+"""The Gram matrix of a layer's inputs: the upper block triangle mirrored, beside one full matrix product.
+
+    python -m experiments.benchmarks.gram
+
+Prints, for each width, the median time of one product over that of `qjax.statistics.gram`, taken in turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from qjax.statistics import gram
+from qjax.statistics.second_moments import panels
+
+WIDTHS = (256, 576, 1536, 4096)
+TOKENS = 2048
+REPEATS = 15
+
+
+def main() -> None:
+    """Time both in turns and print the ratio."""
+    full = jax.jit(lambda x: jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST))
+    ours = jax.jit(gram)
+    print(f"jax {jax.__version__}, {TOKENS} tokens, float32, median of {REPEATS} runs in turns")
+    for width in WIDTHS:
+        x = jax.random.normal(jax.random.key(width), (TOKENS, width))
+        times: dict[str, list[float]] = {"full": [], "ours": []}
+        for name, f in (("full", full), ("ours", ours)):
+            f(x).block_until_ready()
+        for _ in range(REPEATS):
+            for name, f in (("full", full), ("ours", ours)):
+                start = time.perf_counter()
+                f(x).block_until_ready()
+                times[name].append(time.perf_counter() - start)
+        ratio = statistics.median(times["full"]) / statistics.median(times["ours"])
+        print(f"{width:5d} features, {panels(width)} panels: {ratio:.2f} times as fast as one product")
+
+
+if __name__ == "__main__":
+    main()
