@@ -127,10 +127,13 @@ def _reshape(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
 
 def _dot(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
-    left, right = (x or ((),) * len(_in(eqn, k)) for k, x in enumerate(inputs[:2]))
+    left: tuple[Axis, ...] = inputs[0] or ((),) * len(_in(eqn, 0))
+    right: tuple[Axis, ...] = inputs[1] or ((),) * len(_in(eqn, 1))
     batch: list[Axis] = [left[a] or right[b] for a, b in zip(lb, rb, strict=True)]
-    free = [[x[d] for d in range(len(x)) if d not in (*c, *b)] for x, c, b in ((left, lc, lb), (right, rc, rb))]
-    return (*batch, *free[0], *free[1])
+    free = [a for d, a in enumerate(left) if d not in (*lc, *lb)] + [
+        a for d, a in enumerate(right) if d not in (*rc, *rb)
+    ]
+    return tuple(batch + free)
 
 
 def _ragged(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from qjax.operators import atoms
+from qjax.qarray import QArray
 from qjax.trace.interpreter import Rule, Tape
 from qjax.trace.leaf import Leaf
 
@@ -92,12 +93,24 @@ def slice_(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
     whole: Leaf | None = leaf
     for dim, size in enumerate(shape):
         previous = whole
+        if size == 1 and _core(previous, dim):  # one row of a table is an array, not an operator with one output
+            taken = _row(previous, dim, starts[dim], size) if previous is leaf else None
+            if taken is not None and taken.shape == tuple(shape):
+                return [taken]
         whole = previous.slice(dim, starts[dim], size)
         if whole is None:
-            taken = _row(previous, dim, starts[dim], size) if previous is leaf else None
-            return None if taken is None or taken.shape != tuple(shape) else [taken]
+            return None
     value = None if leaf.value is None else tape.bind(eqn, [leaf.value, *inputs[1:]])[0]
     return [whole.to(value=value)]
+
+
+def _core(leaf: Leaf, dim: int) -> bool:
+    """Whether an axis of an operator leaf is its inputs or outputs, and longer than one."""
+    if leaf.view is None or leaf.shape[dim] == 1:
+        return False
+    op = leaf.view.op
+    core = len(op.meta.block) if isinstance(op, QArray) else 2
+    return all(axis >= -core for axis, _, _ in leaf.view.live[dim])
 
 
 def _row(leaf: Leaf, dim: int, start: Any, size: int) -> jax.Array | None:
