@@ -43,7 +43,7 @@ def main() -> None:
     env.globals["pages"] = titles
     pdoc.render.configure(docformat="google", template_directory=HERE / "template", show_source=True)
     with warnings.catch_warnings():
-        # A module that does not import would be missing from the reference; an unresolved annotation is shown as written.
+        # A module that does not import would be missing from the reference; an unresolved annotation stays as written.
         warnings.filterwarnings("ignore", "Error parsing type annotation")
         warnings.filterwarnings("error", "Error loading")
         pdoc.pdoc("qjax", output_directory=folder)

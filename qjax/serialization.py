@@ -89,7 +89,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 def _digest(record: Any, tensors: Mapping[str, np.ndarray]) -> str:
     h = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name in sorted(tensors, key=int):
-        h.update(memoryview(np.ascontiguousarray(tensors[name])).cast("B"))
+        h.update(tensors[name].tobytes())
     return h.hexdigest()
 
 
@@ -126,7 +126,7 @@ def _encode(value: Any, tensors: dict[str, np.ndarray], where: str) -> Any:
             "type": type(value).__name__,
             "fields": {k: _encode(v, tensors, f"{where}/{k}") for k, v in fields.items()},
         }
-    if type(value) in (list, tuple):
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):  # a named tuple has no record
         return {type(value).__name__: [_encode(v, tensors, f"{where}/{i}") for i, v in enumerate(value)]}
     raise TypeError(
         f"{where or '/'}: {type(value).__name__} has no record; save arrays, containers, QArrays or operators"

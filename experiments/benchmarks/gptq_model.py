@@ -114,9 +114,12 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     batches = [jnp.asarray(tokens[i : i + args.batch]) for i in range(0, len(tokens), args.batch)]
     gemm = gemm_rate()
     compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: compiled.append(seconds) if name.endswith("backend_compile_duration") else None
-    )
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     start = time.perf_counter()
     _, report = qjax.run(qjax.gptq(args.format), model, params, batches)
     wall = time.perf_counter() - start
@@ -147,7 +150,7 @@ def operations(arch: Any, windows: int, length: int) -> float:
     One pass measures (up to the last matrix of a block, with the upper triangles of its Gram matrices) and, but for the
     last block, one sends the streams on.
     """
-    from qjax.statistics.gram import panels
+    from qjax.statistics.second_moments import panels
 
     tokens = windows * length
     query, key = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim

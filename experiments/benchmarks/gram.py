@@ -29,7 +29,7 @@ def main() -> None:
     for width in WIDTHS:
         x = jax.random.normal(jax.random.key(width), (TOKENS, width))
         times: dict[str, list[float]] = {"full": [], "ours": []}
-        for name, f in (("full", full), ("ours", ours)):
+        for f in (full, ours):
             f(x).block_until_ready()
         for _ in range(REPEATS):
             for name, f in (("full", full), ("ours", ours)):

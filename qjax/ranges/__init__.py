@@ -1,9 +1,9 @@
 """Range estimators: where a block's scale should reach. Hashable callables on blocked values."""
 
-from qjax.ranges.magnitude import absmax
 from qjax.ranges.extremes import minmax
-from qjax.ranges.search import mse
+from qjax.ranges.magnitude import absmax
 from qjax.ranges.quantiles import percentile
 from qjax.ranges.range import Range
+from qjax.ranges.search import mse
 
 __all__ = ["Range", "absmax", "minmax", "mse", "percentile"]

@@ -10,10 +10,10 @@ from types import MappingProxyType
 
 from qjax.statistics.extrema import AbsMax, Max, Min
 from qjax.statistics.gradients import fisher
-from qjax.statistics.second_moments import CrossGram, Gram, gram
 from qjax.statistics.histogram import Histogram
 from qjax.statistics.moments import Count, Mean, Moment
 from qjax.statistics.reservoir import Reservoir, Sample
+from qjax.statistics.second_moments import CrossGram, Gram, gram
 from qjax.statistics.statistic import Statistic
 
 STATISTICS: Mapping[str, Statistic] = MappingProxyType(

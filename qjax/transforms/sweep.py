@@ -55,8 +55,8 @@ class Block:
 class Settings:
     """How a sweep streams.
 
-    `stream`: a block is fed by quantized or float predecessors. `within` a block, statistics are taken once ("together")
-    or again before each group of leaves that share an input ("sequential").
+    `stream`: a block is fed by "quantized" or "float" predecessors. `within` a block, statistics are taken once
+    ("together") or again before each group of leaves that share an input ("sequential").
     """
 
     stream: str

@@ -234,10 +234,10 @@ def test_qat_latent_and_optax():
             return jnp.mean((stage.fn(tuple(leaves), x) - y) ** 2)
 
         train, frozen = qjax.trainable(latents, where="latent")
-        optimizer = optax.adam(3e-3)
+        optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 60))
         state = optimizer.init(train)
         first = last = None
-        for _ in range(15):
+        for _ in range(20):
             for x, y in zip(batches, wanted, strict=True):
                 last, gradient = jax.value_and_grad(loss)(train, frozen, x, y)
                 first = last if first is None else first
