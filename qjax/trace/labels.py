@@ -127,8 +127,8 @@ def _reshape(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
 
 def _dot(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
-    left: tuple[Axis, ...] = inputs[0] or ((),) * len(_in(eqn, 0))
-    right: tuple[Axis, ...] = inputs[1] or ((),) * len(_in(eqn, 1))
+    left: list[Axis] = list(inputs[0] or [()] * len(_in(eqn, 0)))
+    right: list[Axis] = list(inputs[1] or [()] * len(_in(eqn, 1)))
     batch: list[Axis] = [left[a] or right[b] for a, b in zip(lb, rb, strict=True)]
     free = [a for d, a in enumerate(left) if d not in (*lc, *lb)] + [
         a for d, a in enumerate(right) if d not in (*rc, *rb)
