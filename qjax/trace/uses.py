@@ -25,9 +25,9 @@ def uses(fn: Any, params: Any, batch: Any) -> Uses:
     leaves whose product feeds top_k (routers), depthwise convolutions, norms, biases.
 
     >>> import jax.numpy as jnp
-    >>> found = uses(lambda p, x: x @ p["w"].T + p["b"], {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}, jnp.ones((2, 3)))
+    >>> found = uses(lambda p, x: x @ p["w"].T + p["b"][None], {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}, jnp.ones((2, 3)))
     >>> found.targets(), found.matrix("w").contract_axes, found.excluded
-    (('w',), (-1,), {'b': 'no product with an activation: used by broadcast_in_dim, add'})
+    (('w',), (-1,), {'b': 'no product with an activation: used by add'})
     """
     program = traced(fn, (params, batch), {})
     return summary(follow(program), program.inputs)
