@@ -25,7 +25,8 @@ def uses(fn: Any, params: Any, batch: Any) -> Uses:
     leaves whose product feeds top_k (routers), depthwise convolutions, norms, biases.
 
     >>> import jax.numpy as jnp
-    >>> found = uses(lambda p, x: x @ p["w"].T + p["b"][None], {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}, jnp.ones((2, 3)))
+    >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}
+    >>> found = uses(lambda p, x: x @ p["w"].T + p["b"][None], params, jnp.ones((2, 3)))
     >>> found.targets(), found.matrix("w").contract_axes, found.excluded
     (('w',), (-1,), {'b': 'no product with an activation: used by add'})
     """
