@@ -81,9 +81,11 @@ def rows(config: Mapping[str, Any]) -> list[Row]:
 
 
 def _combinations(name: str, fields: Mapping[str, Any]) -> Iterator[Row]:
-    # The row's name carries its format and what varies; everything else is in the recipe column.
+    # The row's name carries its format and what varies; everything else, defaults included, is in the recipe
+    # column.
+    defaults = {key: parameter.default for key, parameter in inspect.signature(method(name)).parameters.items()}
     swept = {key: value if isinstance(value, list) else [value] for key, value in fields.items()}
     for values in itertools.product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         shown = [str(value) for key, value in chosen.items() if key == "format" or len(swept[key]) > 1]
-        yield Row(" ".join([name, *shown]), name, chosen)
+        yield Row(" ".join([name, *shown]), name, defaults | chosen)

@@ -63,9 +63,9 @@ def test_tuples_are_rows():
     assert [row.name for row in found] == [
         "float", "rtn int4_g64", "rtn mxfp4", "gptq int4_g64", "gptq mxfp4", "w8a8 token", "w8a8 tensor",
     ]  # fmt: skip
-    assert found[3].recipe == "gptq(format='int4_g64', order='none')"
+    assert found[3].recipe == "gptq(format='int4_g64', order='none', groups='static', damp=0.01)"
     assert found[1].fields == {"format": "int4_g64"}, "rtn takes no order"
-    assert found[3].format == "int4_g64" and found[0].format == "float"
+    assert found[3].format == "int4_g64" and found[5].format == "int8" and found[0].format == "float"
 
 
 @pytest.mark.parametrize(
