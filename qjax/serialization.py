@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from qjax import formats, operators, qarray
+from qjax.formats.packing import pack, unpack
+from qjax.qarray import QArray
 
 SCHEMA = 1
 _SUB_BYTE = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4_e2m1fn": 4}
@@ -114,6 +116,8 @@ def _encode(value: Any, tensors: dict[str, np.ndarray], where: str) -> Any:
         name = str(len(tensors))
         tensors[name] = _to_bytes(array)
         return {"array": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+    if isinstance(value, _Codes):
+        return _encode_codes(value, tensors)
     if isinstance(value, np.dtype):
         return {"dtype_name": value.name}
     if isinstance(value, dict):
@@ -122,6 +126,8 @@ def _encode(value: Any, tensors: dict[str, np.ndarray], where: str) -> Any:
         return {"dict": {k: _encode(v, tensors, f"{where}/{k}") for k, v in value.items()}}
     if dataclasses.is_dataclass(value) and type(value).__name__ in _types():
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        if isinstance(value, QArray):
+            fields["codes"] = _Codes(value.codes, value.meta.element.bits)
         return {
             "type": type(value).__name__,
             "fields": {k: _encode(v, tensors, f"{where}/{k}") for k, v in fields.items()},
@@ -133,11 +139,31 @@ def _encode(value: Any, tensors: dict[str, np.ndarray], where: str) -> Any:
     )
 
 
+class _Codes(NamedTuple):
+    """Codes that a byte each holds in memory and `bits` each on disk."""
+
+    array: jax.Array
+    bits: int
+
+
+def _encode_codes(codes: _Codes, tensors: dict[str, np.ndarray]) -> Any:
+    array, bits = codes
+    if bits >= 8 or not jnp.issubdtype(array.dtype, jnp.integer) or array.dtype.name in _SUB_BYTE:
+        return _encode(array, tensors, "")
+    name = str(len(tensors))
+    tensors[name] = np.asarray(pack(array.reshape(-1), bits))
+    return {"codes": name, "bits": bits, "dtype": array.dtype.name, "shape": list(array.shape)}
+
+
 def _decode(record: Any, tensors: Mapping[str, np.ndarray]) -> Any:
     if not isinstance(record, dict):
         return record
     if "array" in record:
         return jnp.asarray(_from_bytes(tensors[record["array"]], record["dtype"], tuple(record["shape"])))
+    if "codes" in record:
+        size, signed = int(np.prod(record["shape"], dtype=np.int64)), record["dtype"].startswith("int")
+        codes = unpack(jnp.asarray(tensors[record["codes"]]), record["bits"], size, signed)
+        return codes.astype(record["dtype"]).reshape(record["shape"])
     if "dtype_name" in record:
         return _dtype(record["dtype_name"])
     if "key" in record:

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--peer", help="python of an environment with llmcompressor")
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=4, help="windows a batch, ours")
+    parser.add_argument("--batch", type=int, default=2, help="windows a batch, ours")
     parser.add_argument("--format", default="int4_g64")
     parser.add_argument("--data", default=None, help="text file; default: the built-in text")
     parser.add_argument("--side", choices=("ours",), help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Minifloats: any ExMy of at most eight bits, with the standards' special values."""
+"""Minifloats: any ExMy of at most eight bits, with the standards' special values (catalogue A10-A13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formats by name: the grammar of spellings, the presets, and full descriptions in words."""
+"""Formats by name: their grammar, full descriptions, and the presets (MX formats and NVFP4: catalogue A19, A20)."""
 
 from __future__ import annotations
 

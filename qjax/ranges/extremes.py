@@ -1,4 +1,4 @@
-"""The range between a block's least and largest value (catalogue C1)."""
+"""The range between a block's least and largest value (catalogue B1)."""
 
 from __future__ import annotations
 

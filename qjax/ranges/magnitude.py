@@ -1,4 +1,4 @@
-"""The symmetric range that holds every value (catalogue C1)."""
+"""The symmetric range that holds every value (catalogue B1)."""
 
 from __future__ import annotations
 

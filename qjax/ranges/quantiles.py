@@ -1,4 +1,4 @@
-"""Ranges that leave out a fixed share of the values (catalogue C2)."""
+"""Ranges that leave out a fixed share of the values (catalogue B3)."""
 
 from __future__ import annotations
 

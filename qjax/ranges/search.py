@@ -1,4 +1,4 @@
-"""Ranges found by a grid search for the least error (catalogue C3)."""
+"""Ranges found by a grid search for the least error (catalogue B5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounding to the nearest value, ties to even: the default everywhere."""
+"""Rounding to the nearest value, ties to even: the default everywhere (catalogue D1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stochastic rounding: up or down with probabilities that make the expectation exact (catalogue D1)."""
+"""Stochastic rounding: up or down with probabilities that make the expectation exact (catalogue D2)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def act_quantize(fmt: Format | str = "int8", *, static: bool = False) -> Transfo
     each block of channels. Dynamic scales come from each input; `static=True` fixes a per-tensor range to the largest
     magnitude of the calibration data (symmetric formats).
 
-    Catalogue C5 (granularity), C9 (static and dynamic); the activation side of G1 and G5.
+    Catalogue C1, C3, C9; the activation side of ZeroQuant and SmoothQuant.
 
     Raises:
         ValueError: static with a format that is not per tensor, or that has an offset.

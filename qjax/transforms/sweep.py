@@ -345,6 +345,7 @@ def _measured(
             _, found = measure(ready, x, None if settings.weights is None else settings.weights[i])
             total = found if total is None else merge(total, found)
         assert total is not None
+        jax.block_until_ready(total)  # so that the seconds of a transform are its own
         for p in names:
             out[p] = {s.name: s.result(total[position[p]][s.name]) for s in wanted[position[p]]}
     if crossed:

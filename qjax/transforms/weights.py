@@ -5,6 +5,7 @@ The mathematics is in `qjax.solvers`; here a solver meets the leaf's layout, its
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from qjax import solvers
 from qjax.dispatch import dense
 from qjax.formats import Format, as_format
 from qjax.operators import Factored, Sum
-from qjax.quantization import bits_per_weight
+from qjax.qarray import QArray
+from qjax.quantization import bits_per_weight, dequantize
 from qjax.solvers.gptq import Factor, factor, sweep
 from qjax.solvers.group_scales import GROUPS
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
@@ -75,16 +77,13 @@ def gptq(
                 gram = jnp.broadcast_to(gram, (*w.shape[:-1], w.shape[-2]))
                 factors[shared] = gram, over_batch(lambda h: factor(h, damp, order=order, dtype=dtype), w.ndim)(gram)
             gram, factored = factors[shared]
-            q, _ = over_batch(lambda w, f_: sweep(w, f_, f, groups=groups, block=block, range=range), w.ndim)(
-                w, factored
-            )
-            nearest = over_batch(lambda w: solvers.rtn(w, f, range=range), w.ndim)(w)
+            q, before, after = _solved(w, gram, factored, fmt=f, groups=groups, block=block, range=range)
             params[path] = core.holding(q).leaf()
             rows[path] = {
                 "format": f.name,
                 "bits": bits_per_weight(q),
-                "error_before": relative_error(w, nearest, gram),
-                "error_after": relative_error(w, q, gram),
+                "error_before": float(before),
+                "error_after": float(after),
                 "warnings": _warnings(factored, damp),
             }
         return Edit(params=params, rows=rows)
@@ -131,17 +130,32 @@ def low_rank(rank: int, *, scale: Literal["none", "mean_abs"] = "none") -> Trans
     return stateless(f"low_rank {rank}" + ("" if scale == "none" else " scaled"), "leaf", edit, needs)
 
 
+@functools.partial(jax.jit, static_argnames=("fmt", "groups", "block", "range"))
+def _solved(
+    w: jax.Array, gram: jax.Array, factored: Factor, *, fmt: Format, groups: Any, block: int, range: Any
+) -> tuple[QArray, jax.Array, jax.Array]:
+    """The quantized matrices, and the relative errors of rounding to nearest and of the result."""
+
+    def one(w: jax.Array, factored: Factor) -> tuple[QArray, QArray]:
+        return sweep(w, factored, fmt, groups=groups, block=block, range=range)[0], solvers.rtn(w, fmt, range=range)
+
+    q, nearest = over_batch(one, w.ndim)(w, factored)
+    return q, *_relative_errors(w, (dequantize(nearest), dequantize(q)), gram)
+
+
 def relative_error(w: jax.Array, op: Any, gram: jax.Array | None) -> float:
     """sqrt(tr(E^T H E) / tr(W^T H W)), E = W - op: relative error of the leaf's output; of its weights without H."""
-    return float(_relative_error(w, dense(op), gram))
+    return float(_relative_errors(w, (dense(op),), gram)[0])
 
 
 @jax.jit
-def _relative_error(w: jax.Array, approximation: jax.Array, gram: jax.Array | None) -> jax.Array:
+def _relative_errors(w: jax.Array, approximations: tuple[jax.Array, ...], gram: jax.Array | None) -> list[jax.Array]:
     w = w.astype(jnp.float32)
-    e = w - approximation.astype(jnp.float32)
-    he, hw = (e, w) if gram is None else (gram @ e, gram @ w)
-    return jnp.sqrt(jnp.sum(e * he) / jnp.maximum(jnp.sum(w * hw), jnp.finfo(jnp.float32).tiny))
+    each = jnp.stack([w, *(w - a.astype(jnp.float32) for a in approximations)])
+    # One product for all: [3, ..., K, N] against H.
+    moved = each if gram is None else jnp.einsum("...ij,a...jn->a...in", gram, each)
+    whole, *parts = jnp.sum(each * moved, axis=tuple(range(1, each.ndim)))
+    return [jnp.sqrt(part / jnp.maximum(whole, jnp.finfo(jnp.float32).tiny)) for part in parts]
 
 
 def over_batch(fn: Callable[..., Any], ndim: int) -> Callable[..., Any]:
