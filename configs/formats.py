@@ -2,8 +2,7 @@
 
 Round-to-nearest at 4.25 bits a weight (int4_g64, MXFP4) and 4.5 bits (int4_g32, NVFP4), on five replicates of the
 model: each moves every weight within its own cell of the file's Q4_1 grid, because on the grid itself the ranking of
-4-bit
-formats can flip (catalogue A19, A20, A21, E1).
+4-bit formats can flip (catalogue A19, A20, A21, E1).
 
 Papers: OCP Microscaling Formats v1.0 (2023); NVIDIA, Pretraining Large Language Models with NVFP4 (2025,
 arXiv:2509.25149).

@@ -1,7 +1,7 @@
 """Massive activations: one scale per tensor fails where one per token holds, and smoothing repairs part of it.
 
 W8A8 with dynamic activation scales per token and per tensor, and SmoothQuant in front of both, on three replicates
-(catalogue G1, G5).
+(catalogue G5).
 
 Papers: ZeroQuant (Yao et al. 2022, arXiv:2206.01861); SmoothQuant (Xiao et al. 2022, arXiv:2211.10438), whose
 tables set W8A8 with and without smoothing beside float on OPT-175B: per tensor collapses, smoothed it holds.

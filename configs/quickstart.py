@@ -1,7 +1,7 @@
 """SmolLM2-135M on the built-in text, several ways.
 
 Float, round-to-nearest and GPTQ at int4_g64, int3_g64_affine, mxfp4 and nvfp4 (catalogue E1, E3, A19, A20), and 8-bit
-weights and activations with one activation scale per token or per tensor (catalogue G1, C1, C3).
+weights and activations with one activation scale per token or per tensor (catalogue C1, C3).
 
 Papers: GPTQ (Frantar et al. 2022, arXiv:2210.17323), OCP Microscaling Formats v1.0 (2023), ZeroQuant (Yao et al. 2022,
 arXiv:2206.01861).

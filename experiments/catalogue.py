@@ -1,8 +1,7 @@
 """What of the field exists here: `python -m experiments.catalogue [--json] [--state=done]`.
 
 The rows (id, family, name, class) stand in `catalogue.tsv`; nothing else about them is written down. What exists is
-read
-from the tree:
+read from the tree:
 
 - a *function* or *recipe* is code of qjax whose docstring says "catalogue E3";
 - a *config* is a study whose docstring says so;

@@ -1,6 +1,7 @@
 """ZeroQuant, by Yao et al. 2022 (arXiv:2206.01861): 8-bit transformers with an activation scale per token.
 
-Catalogue G1, without its distillation: 8-bit weights and 8-bit activations whose scale is found anew for each token.
+Its quantizers alone, without the distillation that makes up the rest of the paper (row G1 of the catalogue stays open):
+8-bit weights and 8-bit activations whose scale is found anew for each token.
 With one scale for all tokens it is the static-shape baseline the paper (and SmoothQuant) compares with.
 """
 
@@ -17,5 +18,5 @@ ACTIVATIONS: dict[Granularity, str] = {"token": "int8", "tensor": "int8_tensor"}
 
 
 def w8a8(format: str = "int8", granularity: Granularity = "token") -> Chain:
-    """Rounded weights and rounded inputs, one dynamic input scale per "token" or per "tensor". Catalogue G1."""
+    """Rounded weights and rounded inputs, one dynamic input scale per "token" or per "tensor". Catalogue C1, C3."""
     return transforms.chain(transforms.rtn(format), transforms.act_quantize(ACTIVATIONS[granularity]))
