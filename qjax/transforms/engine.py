@@ -16,9 +16,10 @@ from qjax.trace.sites import Program, tapped
 from qjax.trace.uses import Uses, uses
 from qjax.transforms.contract import Chain, Transform, chain
 from qjax.transforms.edits import Working, changes, restored
+from qjax.transforms.programs import Block, Programs
 from qjax.transforms.report import Report, excluded_summary
 from qjax.transforms.resume import Progress, fingerprint
-from qjax.transforms.sweep import Block, Programs, Settings, Streams, edit_block, needs_reference
+from qjax.transforms.sweep import Settings, Streams, edit_block, needs_reference
 from qjax.transforms.walk import base, cut, restacked, sliced, whole
 
 

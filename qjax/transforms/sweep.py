@@ -18,37 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from qjax.statistics import Count, Statistic, as_statistic
-from qjax.statistics.second_moments import CrossGram
-from qjax.trace.observe import observing
-from qjax.trace.quantized import quantized
-from qjax.trace.uses import Use, uses
+from qjax.trace.uses import Use
 from qjax.transforms.contract import Edit, Leaves, Stage, Transform
 from qjax.transforms.edits import Working, applied, assert_equivalent
-from qjax.transforms.leaves import materialized
+from qjax.transforms.programs import Block, Programs
 from qjax.transforms.report import COLUMNS
-
-Fn = Callable[[tuple[Any, ...], Any], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A piece of the model: `fn(leaves, x) -> y` on the leaves named `ids`, in order. Equal blocks hold the same `fn`.
-
-    `group`: it belongs to a group of parameters; what lies before and after the groups takes no part in windows.
-    """
-
-    name: str
-    ids: tuple[str, ...]
-    fn: Fn
-    group: bool = True
-
-    def of(self, leaves: Leaves) -> tuple[Any, ...]:
-        """This block's leaves, in the order `fn` takes them."""
-        return tuple(leaves[i] for i in self.ids)
-
-    def ready(self, leaves: Leaves) -> tuple[Any, ...]:
-        """The same, made dense for many forward passes."""
-        return tuple(materialized(leaves[i]) for i in self.ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,112 +38,6 @@ class Settings:
     key: jax.Array
     weights: Sequence[jax.Array] | None = None
     loss: Callable[[Any, Any], jax.Array] | None = None
-    clock: Callable[[], float] = time.perf_counter
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tokens:
-    """The rows themselves, concatenated: a monoid for straight-line code, used to pair two streams."""
-
-    name: str = "tokens"
-
-    def init(self, features: int, batch: tuple[int, ...] = ()) -> jax.Array:
-        return jnp.zeros((*batch, 0, features), jnp.float32)
-
-    def update(self, value: jax.Array, x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-        x = x.astype(jnp.float32)
-        return jnp.concatenate([value, x if weights is None else x * jnp.sqrt(weights)[..., None]], axis=-2)
-
-    def merge(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.concatenate([a, b], axis=-2)
-
-    def result(self, value: jax.Array) -> jax.Array:
-        return value
-
-
-class Programs:
-    """The compiled programs of one run, one per distinct block function and set of statistics."""
-
-    def __init__(self) -> None:
-        self._made: dict[Any, Any] = {}
-
-    def run(self, fn: Fn) -> Fn:
-        """`fn` on operator leaves: one object for all equal blocks."""
-        return self._once(("run", fn), lambda: quantized(fn))
-
-    def advance(self, fn: Fn) -> Fn:
-        return self._once(("advance", fn), lambda: jax.jit(self.run(fn)))
-
-    def loss(self, fn: Fn, loss: Callable[[Any, Any], jax.Array]) -> Callable[[tuple[Any, ...], Any], jax.Array]:
-        return self._once(("loss", fn, loss), lambda: lambda leaves, x: loss(self.run(fn)(leaves, x), x))
-
-    def joined(self, window: Sequence[Block]) -> Block:
-        """Consecutive blocks as one."""
-        if len(window) == 1:
-            return window[0]
-        sizes, fns = tuple(len(b.ids) for b in window), tuple(b.fn for b in window)
-
-        def fn(leaves: tuple[Any, ...], x: Any) -> Any:
-            left = iter(leaves)
-            for size, inner in zip(sizes, fns, strict=True):
-                x = inner(tuple(itertools.islice(left, size)), x)
-            return x
-
-        name = f"{window[0].name}..{window[-1].name}"
-        return Block(name, tuple(i for b in window for i in b.ids), self._once(("joined", fns, sizes), lambda: fn))
-
-    def uses(self, fn: Fn, leaves: tuple[Any, ...], x: Any) -> Mapping[int, Use]:
-        """How each leaf is a matrix, by position; traced on shapes alone."""
-
-        def make() -> dict[int, Use]:
-            found = uses(fn, leaves, x)
-            return {int(p): found.matrix(p) for p in found if p not in found.impossible}
-
-        return self._once(("uses", fn, str(jax.tree.map(jnp.shape, leaves))), make)
-
-    def measure(self, fn: Fn, wanted: Mapping[int, tuple[Statistic, ...]], keep: bool) -> Callable[..., Any]:
-        """(leaves, x, weights) -> the block's output if `keep` (else its tail is never run), statistics by position."""
-
-        def make() -> Callable[..., Any]:
-            watch = observing(fn, {str(p): s for p, s in wanted.items()})
-
-            def program(leaves: tuple[Any, ...], x: Any, weights: Any) -> Any:
-                y, found = watch(leaves, x, weights)
-                return (y if keep else None), {int(p): v for p, v in found.items()}
-
-            return jax.jit(program)
-
-        return self._once(("measure", fn, tuple(sorted((p, s) for p, s in wanted.items())), keep), make)
-
-    def pair(self, fn: Fn, positions: tuple[int, ...]) -> Callable[..., Any]:
-        """Cross-Grams of a batch in two streams: (leaves, x, reference leaves, reference x, weights) -> by position."""
-
-        def make() -> Callable[..., Any]:
-            watch = observing(fn, {str(p): (_Tokens(),) for p in positions})
-            cross = CrossGram()
-
-            def program(leaves: Any, x: Any, ref_leaves: Any, ref_x: Any, weights: Any) -> Any:
-                now, ref = watch(leaves, x, weights)[1], watch(ref_leaves, ref_x, weights)[1]
-                pairs = {int(p): (now[p]["tokens"], ref[p]["tokens"]) for p in now}
-                return {p: cross.update(cross.init(a.shape[-1], a.shape[:-2]), (a, b)) for p, (a, b) in pairs.items()}
-
-            return jax.jit(program)
-
-        return self._once(("pair", fn, positions), make)
-
-    def merge(self, wanted: Mapping[int, tuple[Statistic, ...]]) -> Callable[..., Any]:
-        def merge(a: Any, b: Any) -> Any:
-            return {p: {s.name: s.merge(a[p][s.name], b[p][s.name]) for s in stats} for p, stats in wanted.items()}
-
-        return self._once(
-            ("merge", tuple(sorted((p, s) for p, s in wanted.items()))), lambda: jax.jit(merge, donate_argnums=0)
-        )
-
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        key = str(key) if key[0] in ("measure", "merge") else key
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
 
 
 @dataclasses.dataclass
@@ -339,10 +207,10 @@ def _measured(
     out: dict[str, dict[str, Any]] = {}
     if names:
         wanted = {position[p]: (*s.values(), Count()) for p, s in names.items()}
-        measure, merge = programs.measure(block.fn, wanted, keep=False), programs.merge(wanted)
+        measure, merge = programs.measure(block.fn, wanted), programs.merge(wanted)
         total = None
         for i, x in enumerate(streams.now):
-            _, found = measure(ready, x, None if settings.weights is None else settings.weights[i])
+            found = measure(ready, x, None if settings.weights is None else settings.weights[i])
             total = found if total is None else merge(total, found)
         assert total is not None
         jax.block_until_ready(total)  # so that the seconds of a transform are its own
@@ -372,7 +240,7 @@ def _steps(
     settings: Settings,
 ) -> tuple[Working, list[dict[str, Any]]]:
     """A transform's steps on one stage until it is done."""
-    start = settings.clock()
+    start = time.perf_counter()
     key = jax.random.fold_in(settings.key, zlib.crc32(f"{t.name} {stage.name}".encode()) & 0x7FFFFFFF)
 
     def seen(w: Working) -> Stage:
@@ -399,7 +267,7 @@ def _steps(
             break
     # Dispatch is asynchronous: wait, so that the seconds are those of this work.
     jax.block_until_ready([x for p in merged for x in jax.tree.leaves(working.params[p])])
-    seconds = (settings.clock() - start) / max(len(merged), 1)
+    seconds = (time.perf_counter() - start) / max(len(merged), 1)
     return working, [_row(p, t, stage, extra, seconds) for p, extra in merged.items()]
 
 

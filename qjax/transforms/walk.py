@@ -19,7 +19,7 @@ from qjax.trace.paths import leaves_with_paths, replace_leaves
 from qjax.trace.stages import stages
 from qjax.trace.uses import Uses
 from qjax.transforms.edits import Working
-from qjax.transforms.sweep import Block
+from qjax.transforms.programs import Block
 
 
 def whole(fn: Callable[[Any, Any], Any], params: Any) -> Block:

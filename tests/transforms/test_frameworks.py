@@ -19,7 +19,7 @@ from qjax.models import Architecture, Decoder, stack_layers
 from qjax.models.decoder import rms_norm, rotate
 from qjax.operators import View
 from qjax.trace.paths import is_leaf, leaves_with_paths
-from qjax.transforms import sweep
+from qjax.transforms import programs
 
 ARCH = Architecture(vocab=48, width=32, layers=5, heads=4, kv_heads=2, head_dim=8, ffn=64)
 NAMES = {"attn/q": 32, "attn/k": 16, "attn/v": 16, "attn/o": 32, "ffn/gate": 64, "ffn/up": 64, "ffn/down": 32}
@@ -220,7 +220,7 @@ def test_identical_codes_in_every_framework(reference, form):
 
 def test_one_compilation_for_each_distinct_block(monkeypatch):
     made = []
-    original = sweep.Programs._once
+    original = programs.Programs._once
 
     def counting(self, key, make):
         before = len(self._made)
@@ -229,7 +229,7 @@ def test_one_compilation_for_each_distinct_block(monkeypatch):
             made.append((key[0], out))
         return out
 
-    monkeypatch.setattr(sweep.Programs, "_once", counting)
+    monkeypatch.setattr(programs.Programs, "_once", counting)
     qjax.run(RECIPE, MODEL, PARAMS, BATCHES)
     measures = [f for kind, f in made if kind == "measure"]
     advances = [f for kind, f in made if kind == "advance"]
