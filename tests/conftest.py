@@ -25,5 +25,5 @@ except ModuleNotFoundError:  # an environment of one oracle need not have it
 else:
     # No deadline: the first example of a shape compiles. In CI the same examples are drawn every time.
     hypothesis.settings.register_profile("local", max_examples=20, deadline=None)
-    hypothesis.settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True, print_blob=True)
+    hypothesis.settings.register_profile("ci", max_examples=20, deadline=None, derandomize=True, print_blob=True)
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
