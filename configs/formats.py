@@ -10,7 +10,7 @@ arXiv:2509.25149).
 Expected: NVFP4 better than MXFP4 (smaller blocks, finer scales); at equal bits int4_g64 better than MXFP4, whose scales
 are powers of two; NVFP4 against int4_g32 at equal bits open.
 
-Cost: about 15 minutes and 4 GB on 2 cores.
+Cost: not measured yet; an estimate from the quickstart's rows is 15 minutes and 4 GB on 2 cores.
 
     python -m experiments.run --config=configs/formats.py
 """

@@ -8,7 +8,7 @@ float 27.7.
 
 Expected: SmolLM2-135M is milder because of its groups of 64; GPTQ's loss above float is less than half of RTN's.
 
-Cost: about 25 minutes and 4 GB on 2 cores.
+Cost: not measured yet; an estimate from the quickstart's rows is 25 minutes and 4 GB on 2 cores.
 
     python -m experiments.run --config=configs/gptq_int3.py
 """

@@ -8,7 +8,7 @@ Paper: LQER (Zhang et al. 2024, arXiv:2402.02446), W4 at rank 32; the scaled var
 Expected: LQER better than RTN; it also costs more bits (rank 32 on 576-wide matrices is not small), stated in the
 table.
 
-Cost: about 15 minutes and 4 GB on 2 cores.
+Cost: not measured yet; an estimate from the quickstart's rows is 15 minutes and 4 GB on 2 cores.
 
     python -m experiments.run --config=configs/lqer.py
 """

@@ -9,7 +9,7 @@ tables set W8A8 with and without smoothing beside float on OPT-175B: per tensor 
 Expected: per token better than per tensor; SmoothQuant per tensor better than plain per tensor. SmolLM2-135M has
 activations up to 25,900 in one channel.
 
-Cost: about 20 minutes and 4 GB on 2 cores.
+Cost: not measured yet; an estimate from the quickstart's rows is 20 minutes and 4 GB on 2 cores.
 
     python -m experiments.run --config=configs/outliers_w8a8.py
 """
