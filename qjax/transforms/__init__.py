@@ -13,6 +13,8 @@ from qjax.transforms.contract import stateless as stateless
 from qjax.transforms.edits import NotEquivalent as NotEquivalent
 from qjax.transforms.engine import plan as plan
 from qjax.transforms.engine import run as run
+from qjax.transforms.matrices import correct_with as correct_with
+from qjax.transforms.matrices import quantize_with as quantize_with
 from qjax.transforms.report import Report as Report
 from qjax.transforms.smoothing import smooth as smooth
 from qjax.transforms.weights import gptq as gptq

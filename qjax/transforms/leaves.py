@@ -97,9 +97,9 @@ def _through(path: str, m: Any, name: str, value: Any) -> Any:
     if isinstance(m, Permute):
         return m.apply(value)
     if isinstance(m, Diag) and name in _SCALED_BY_SIZE:
-        return value * jnp.abs(m.scale)
+        return Diag(jnp.abs(m.scale)).apply(value)
     if isinstance(m, Diag) and name in _SCALED_BY_SIGN:
-        return value * m.scale
+        return m.apply(value)
     raise ValueError(
         f"{path}: the statistic {name!r} cannot be carried through {type(m).__name__}; "
         "put the transform that needs it first in the chain, or use a Gram matrix"
