@@ -10,7 +10,7 @@ from qjax.coding import Steps, decode_with, encode_scales, encode_with, padded, 
 from qjax.formats import rules
 from qjax.formats.format import FULL, Format
 from qjax.qarray import Grid, Meta, QArray
-from qjax.ranges import Range, absmax, minmax
+from qjax.ranges import Range, extremes
 
 
 def fit_blocks(
@@ -21,9 +21,11 @@ def fit_blocks(
     estimate: Range | None = None,
     outer: Steps | None = None,
     positive: bool = False,
+    weights: Array | None = None,
 ) -> Grid:
     """The grid of `w` [batch..., core...] for resolved core `block` sizes; `axes` (negative) are the block axes.
 
+    `weights` (broadcasts against `w`) say how often each value counts for `estimate`; padding never counts.
     `positive` says that `w` are scales: a zero stands for a block of zeros, which any scale serves.
     """
     batch, core = w.shape[: w.ndim - len(block)], w.shape[w.ndim - len(block) :]
@@ -32,15 +34,18 @@ def fit_blocks(
     if positive:
         peak = jnp.max(x, axis=inside, keepdims=True)
         x = jnp.where(x > 0, x, jnp.where(peak == 0, jnp.float32(1), peak))
-    symmetric = fmt.offset is None and fmt.rule != "signed"
-    plain = absmax if symmetric else minmax
+    if any(meta.padding) and estimate is not None and weights is None:
+        weights = jnp.ones(core, jnp.float32)
+    if weights is not None:
+        weights = jnp.broadcast_to(weights.astype(jnp.float32), w.shape)
+        weights, _ = blocks.split(blocks.pad(weights, meta.padding), block)
     shape = (*batch, *blocks.grid_shape(core, block))
 
     level = None
     if isinstance(fmt.scale, Format):
         if outer is None:
             # From the unclipped ranges, so that an estimator searches under a fixed outer level.
-            low, high = rules.clip_range(fmt, *plain(x, inside, symmetric, _unused))
+            low, high = rules.clip_range(fmt, *extremes(x, inside, fmt))
             level = _fit_scales(rules.scale_of(fmt, low, high, empty=0.0).reshape(shape), fmt.scale, axes, len(batch))
         else:
             level = _outer_grid(fmt.scale, outer, len(block))
@@ -68,13 +73,12 @@ def fit_blocks(
         assert scale is not None
         return decode_with(meta, encode_with(meta, x, scale, offset), scale, offset)
 
-    low, high = (estimate or plain)(x, inside, symmetric, project)
+    if estimate is None:
+        low, high = extremes(x, inside, fmt)
+    else:
+        low, high = estimate(x, inside, fmt, project, weights)
     scale, offset = stored(low.reshape(shape), high.reshape(shape))
     return Grid((scale,), offset, None, meta)
-
-
-def _unused(low: Array, high: Array) -> Array:
-    raise AssertionError("absmax and minmax project nothing")
 
 
 def _fit_scales(scale: Array, fmt: Format, axes: tuple[int, ...], batch: int) -> Grid:

@@ -43,12 +43,14 @@ def quantize(
     batch_axes: int = 0,
     range: Range | None = None,
     rounding: Rounding | None = None,
+    weights: Array | None = None,
 ) -> QArray:
     """`w` [batch..., core...] (any float dtype) on the grid of `fmt`, the blocks lying along `axis`.
 
     `axis` is the contraction axis of a weight; `batch_axes` leading axes are independent (stacked layers, experts).
     `range` estimates each block's range (`qjax.ranges`), absmax or min-max if None; `rounding` picks codes
     (`qjax.rounding`), nearest with ties to even if None. The scale is rounded to its storage before codes are chosen.
+    `weights` (float, broadcast against `w`) say how often each value counts for `range`: its importance.
 
     Zero blocks have scale 1; values beyond the range, infinities included, saturate; a NaN makes its block NaN (with
     a tensor scale, its tensor): `qjax.check` names it. An axis no whole number of blocks long is padded with zeros
@@ -59,14 +61,21 @@ def quantize(
     ((4, 1), (60, 0), [0, -1, 7, 3])
     """
     fmt, axes, w = _canonical(w, fmt, axis, batch_axes)
-    return _quantize(w, rounding, fmt=fmt, axes=axes, batch_axes=batch_axes, range=range)
+    return _quantize(w, rounding, weights, fmt=fmt, axes=axes, batch_axes=batch_axes, range=range)
 
 
 @functools.partial(jax.jit, static_argnames=("fmt", "axes", "batch_axes", "range"))
 def _quantize(
-    w: Array, rounding: Rounding | None, *, fmt: Format, axes: tuple[int, ...], batch_axes: int, range: Range | None
+    w: Array,
+    rounding: Rounding | None,
+    weights: Array | None = None,
+    *,
+    fmt: Format,
+    axes: tuple[int, ...],
+    batch_axes: int,
+    range: Range | None,
 ) -> QArray:
-    return encode(_fit(w, fmt, axes, batch_axes, range, None), w, rounding)
+    return encode(_fit(w, fmt, axes, batch_axes, range, None, weights), w, rounding)
 
 
 def fit(
@@ -76,6 +85,7 @@ def fit(
     batch_axes: int = 0,
     range: Range | None = None,
     outer: Steps | None = None,
+    weights: Array | None = None,
 ) -> Grid:
     """The grid `quantize` would use, without codes.
 
@@ -88,7 +98,7 @@ def fit(
     fmt, axes, w = _canonical(w, fmt, axis, batch_axes)
     if outer is not None and isinstance(fmt.scale, str):
         raise ValueError(f"outer steps were given, but the scales of {fmt.name} are plain {fmt.scale}")
-    return _fit(w, fmt, axes, batch_axes, range, outer)
+    return _fit(w, fmt, axes, batch_axes, range, outer, weights)
 
 
 @jax.jit
@@ -191,11 +201,17 @@ def _canonical(
 
 
 def _fit(
-    w: Array, fmt: Format, axes: tuple[int, ...], batch_axes: int, range: Range | None, outer: Steps | None
+    w: Array,
+    fmt: Format,
+    axes: tuple[int, ...],
+    batch_axes: int,
+    range: Range | None,
+    outer: Steps | None,
+    weights: Array | None,
 ) -> Grid:
     core = w.ndim - batch_axes
     block = tuple(fmt.block if axis in axes else fmt.across for axis in _negative(core))
-    return fitting.fit_blocks(w, fmt, axes, block, range, outer)
+    return fitting.fit_blocks(w, fmt, axes, block, range, outer, weights=weights)
 
 
 def _negative(core: int) -> range:

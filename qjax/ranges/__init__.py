@@ -3,7 +3,7 @@
 from qjax.ranges.extremes import minmax
 from qjax.ranges.magnitude import absmax
 from qjax.ranges.quantiles import percentile
-from qjax.ranges.range import Range
+from qjax.ranges.range import Range, extremes
 from qjax.ranges.search import mse
 
-__all__ = ["Range", "absmax", "minmax", "mse", "percentile"]
+__all__ = ["Range", "absmax", "extremes", "minmax", "mse", "percentile"]

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array, lax
 
-from qjax.ranges.range import Project
+from qjax.formats.format import Format
+from qjax.ranges.range import Project, extremes
 
 
 @dataclass(frozen=True)
 class mse:
-    """Of `points` shrunken min-max ranges, 1 - shrink*i/points of the full one, the one with least sum |error|^norm.
+    """Of `points` shrunken min-max ranges, 1 - shrink*i/points of the full one, the one with least sum weight |error|^norm.
 
     `norm=2.4` is what GPTQ's own search uses. Ties go to the wider range, so an exact block stays exact. A block with
     a NaN keeps its full range, which is NaN.
@@ -26,18 +27,17 @@ class mse:
         if self.points < 1 or not 0 < self.shrink < 1 or not self.norm > 0:
             raise ValueError(f"mse needs points >= 1, 0 < shrink < 1 and norm > 0, got {self}")
 
-    def __call__(self, x: Array, axes: tuple[int, ...], symmetric: bool, project: Project) -> tuple[Array, Array]:
-        if symmetric:
-            high = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
-            low = -high
-        else:
-            low, high = jnp.min(x, axis=axes, keepdims=True), jnp.max(x, axis=axes, keepdims=True)
+    def __call__(
+        self, x: Array, axes: tuple[int, ...], fmt: Format, project: Project, weights: Array | None = None
+    ) -> tuple[Array, Array]:
+        low, high = extremes(x, axes, fmt)
         # Errors relative to the range: |error|^norm of tiny weights would underflow.
         unit = jnp.maximum(jnp.maximum(-low, high), jnp.float32(jnp.finfo(jnp.float32).tiny))
 
         def loss(factor: Array) -> Array:
             error = jnp.abs(project(low * factor, high * factor) - x) / unit
-            return jnp.sum(error**self.norm if self.norm != 2 else error * error, axis=axes, keepdims=True)
+            error = error**self.norm if self.norm != 2 else error * error
+            return jnp.sum(error if weights is None else error * weights, axis=axes, keepdims=True)
 
         def body(i: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
             factor = jnp.float32(1) - jnp.float32(self.shrink / self.points) * i.astype(jnp.float32)

@@ -58,6 +58,17 @@ def test_percentiles():
     np.testing.assert_allclose(affine.scales[0][0], (high - low) / 15, rtol=1e-5)
 
 
+def test_a_weight_is_a_repetition_and_padding_weighs_nothing():
+    x, times = np.asarray(heavy((40, 4))), np.random.default_rng(0).integers(0, 4, (40, 4))
+    grid = fit(
+        jnp.asarray(x), "int4_affine_f32", range=ranges.percentile(90.0), weights=jnp.asarray(times, jnp.float32)
+    )
+    repeated = [np.percentile(np.repeat(x[:, j], times[:, j]), [5, 95]) for j in range(4)]
+    np.testing.assert_allclose(grid.scales[0][0], [(high - low) / 15 for low, high in repeated], rtol=1e-6)
+    padded = fit(jnp.asarray(x), "int4_g32_f32", range=ranges.percentile(80.0))
+    np.testing.assert_allclose(padded.scales[0][1] * 7.5, np.percentile(np.abs(x[32:]), 80, axis=0), rtol=1e-6)
+
+
 def test_an_estimator_works_under_the_unclipped_outer_level():
     w = heavy()
     plain, searched = fit(w, "nvfp4"), fit(w, "nvfp4", range=ranges.mse())
