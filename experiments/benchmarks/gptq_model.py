@@ -150,12 +150,13 @@ def operations(arch: Any, windows: int, length: int) -> float:
     One pass measures (up to the last matrix of a block, with the upper triangles of its Gram matrices) and, but for the
     last block, one sends the streams on.
     """
+    from qjax.kv.attention import causal_parts
     from qjax.statistics.second_moments import panels
 
     tokens = windows * length
     query, key = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     down = 2 * tokens * arch.ffn * arch.width
-    attention = 4 * tokens * length * query
+    attention = 4 * windows * query * sum((stop - start) * slots for start, stop, slots in causal_parts(length))
     forward = 2 * tokens * arch.width * (2 * query + 2 * key + 2 * arch.ffn) + down + attention
     widths = (arch.width, query, arch.width, arch.ffn)
     gram = sum(2 * tokens * k * k * (1 + 1 / panels(k)) / 2 for k in widths)

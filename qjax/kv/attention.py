@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -54,3 +57,24 @@ def visible(positions: Array, slots: Array) -> Array:
     """
     query, slot = positions[:, None, :, None], slots[:, None, None, :]
     return (slot >= 0) & (slot <= query)
+
+
+def causal_parts(tokens: int) -> list[tuple[int, int, int]]:
+    """Queries start to stop of `tokens` positions in order, and the slots they may see: [(start, stop, slots), ...].
+
+    Four parts compute 5/8 of the square that one part computes, and more than four gain little (on 2 cores at 512
+    tokens no time at all) for a larger program. Short sequences stay whole.
+
+    >>> causal_parts(512)
+    [(0, 128, 128), (128, 256, 256), (256, 384, 384), (384, 512, 512)]
+    """
+    count = 4 if tokens >= 128 else 1
+    cuts = [i * tokens // count for i in range(count + 1)]
+    return [(start, stop, stop) for start, stop in itertools.pairwise(cuts)]
+
+
+def square(parts: Sequence[Array]) -> Array:
+    """Rows of [batch, heads, tokens, slots] with fewer slots first, zeros in place of the rest, as one array."""
+    slots = parts[-1].shape[-1]
+    wide = [jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, slots - x.shape[-1]))) for x in parts]
+    return jnp.concatenate(wide, axis=2)

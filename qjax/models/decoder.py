@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from qjax.kv.attention import MASKED, grouped_mix, grouped_scores, visible
+from qjax.kv.attention import MASKED, causal_parts, grouped_mix, grouped_scores, square, visible
 from qjax.kv.cache import Cache
 from qjax.kv.float_cache import FloatCache
 from qjax.models import wiring
@@ -38,7 +38,7 @@ SITES = (
     "attn/query",  # after RoPE
     "attn/key",  # after RoPE
     "attn/value",
-    "attn/scores",  # scaled; before the mask, but after it when they come from a cache
+    "attn/scores",  # scaled; before the mask (0 where no score is computed), but after it when they come from a cache
     "attn/probabilities",
     "attn/mixed",  # what the output projection reads
     "residual/attn",
@@ -84,10 +84,8 @@ class Decoder:
         """
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [batch, tokens], got shape {tokens.shape}")
-        if positions is None:
-            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         x = _embed(params["embed"], tokens)
-        turns = rotations(self.arch, positions)
+        turns = rotations(self.arch, _in_order(tokens.shape[1]) if positions is None else positions)
         if self.scan:
             with jax.named_scope("layers"):
                 x, _ = lax.scan(lambda x, p: (block(self.arch, p, x, turns, positions), None), x, params["layers"])
@@ -178,6 +176,11 @@ def rotations(arch: Architecture, positions: Array) -> tuple[Array, Array]:
     return jnp.cos(angles), jnp.sin(angles)
 
 
+def _in_order(tokens: int) -> Array:
+    """Positions 0, 1, 2, ...: int32 [1, tokens]."""
+    return jnp.arange(tokens, dtype=jnp.int32)[None]
+
+
 @jax.jit
 def _embed(embed: Array, tokens: Array) -> Array:
     # An id outside the vocabulary gives NaN instead of some other word's row.
@@ -223,14 +226,29 @@ def _layer(
 
 
 @partial(jax.jit, static_argnums=0)
-def block(arch: Architecture, layer: Params, x: Array, turns: tuple[Array, Array], positions: Array) -> Array:
-    """One layer on x [batch, tokens, width]; `turns` from `rotations(arch, positions)`."""
+def block(arch: Architecture, layer: Params, x: Array, turns: tuple[Array, Array], positions: Array | None) -> Array:
+    """One layer on x [batch, tokens, width]; `turns` from `rotations(arch, positions)`.
+
+    Positions None are 0, 1, 2, ...: attention then skips most of what the mask would hide.
+    """
+    tokens = x.shape[1]
+    at = _in_order(tokens) if positions is None else positions
 
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-        s = grouped_scores(q * jnp.float32(arch.head_dim**-0.5), k.transpose(0, 2, 1, 3))
+        q, k, v = q * jnp.float32(arch.head_dim**-0.5), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        parts = causal_parts(tokens) if positions is None else [(0, tokens, tokens)]
+
+        def probabilities(start: int, stop: int, slots: int) -> Array:
+            own = s[:, :, start:stop, :slots]
+            seen = visible(at[:, start:stop], at[:, :slots])
+            return jax.nn.softmax(jnp.where(seen, own, jnp.full_like(own, MASKED)), axis=-1)
+
+        # Sites are whole squares; where no tap sits on them, the compiler sees that only the parts are read.
+        s = square([grouped_scores(q[:, start:stop], k[:, :, :slots]) for start, stop, slots in parts])
         s = checkpoint_name(s, "attn/scores")
-        p = jax.nn.softmax(jnp.where(visible(positions, positions), s, jnp.full_like(s, MASKED)), axis=-1)
-        return grouped_mix(checkpoint_name(p, "attn/probabilities"), v.transpose(0, 2, 1, 3)), None
+        p = checkpoint_name(square([probabilities(*part) for part in parts]), "attn/probabilities")
+        mixed = [grouped_mix(p[:, :, start:stop, :slots], v[:, :, :slots]) for start, stop, slots in parts]
+        return jnp.concatenate(mixed, axis=1), None
 
     return _layer(arch, layer, x, turns, attend)[0]
 

@@ -1,20 +1,27 @@
 """Where the tokens of a batch go: for each axis of a value, which axes of the per-token weights it runs over.
 
 Labels follow a value from equation to equation, so that padding weights [batch, time] meet the rows they belong to
-under
-any reshape, `vmap` or microbatch loop. None: the value does not depend on the batch. An empty axis label: no tokens, or
-lost.
+under any reshape, `vmap` or microbatch loop. None: the value does not depend on the batch. An empty axis label: no
+tokens, or lost. A digit with a negative name is no token: heads, say, merged with the tokens into one axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qjax.operators import atoms
 
-Axis = tuple[atoms.Atom, ...]
+Axis = tuple[tuple[Any, int, int], ...]  # atoms of the weights' axes, or of a Part of one
 Labels = tuple[Axis, ...] | None
+
+
+class Part(NamedTuple):
+    """The name of the tokens start to stop of an axis; all parts concatenated in order are the axis again."""
+
+    of: Axis
+    start: int
+    stop: int
 
 
 def of_batch(shape: Sequence[int], weights: Sequence[int]) -> Labels:
@@ -65,14 +72,16 @@ def _both(a: Labels, b: Labels) -> Labels:
 
 
 def _elementwise(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    """An axis of length 1 is repeated: what it holds belongs to no row."""
     shape = _out(eqn, i)
     labels: Labels = None
     for k, x in enumerate(inputs):
-        if x is None or not _in(eqn, k):
+        source = _in(eqn, k)
+        if x is None or not source:
             continue
-        if _in(eqn, k) != shape:
+        if len(source) != len(shape) or any(n not in (1, m) for n, m in zip(source, shape, strict=True)):
             return _lost(eqn, i)
-        labels = _both(labels, x)
+        labels = _both(labels, tuple(a if n == m else () for a, n, m in zip(x, source, shape, strict=True)))
     return _lost(eqn, i) if labels is None else labels
 
 
@@ -122,7 +131,7 @@ def _reshape(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
     moved = atoms.reshape(axes, _out(eqn, i))
     if moved is None:
         return _lost(eqn, i)
-    return tuple(axis if all(a >= 0 for a, _, _ in axis) else () for axis in moved)
+    return tuple(() if all(isinstance(a, int) and a < 0 for a, _, _ in axis) else axis for axis in moved)
 
 
 def _dot(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
@@ -169,6 +178,27 @@ def _same_size(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
     return _lost(eqn, i) if labels is None else labels
 
 
+def _slice(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    x, source, shape = inputs[0], _in(eqn, 0), _out(eqn, i)
+    if x is None or any(step != 1 for step in eqn.params["strides"] or ()):
+        return _same_size(eqn, inputs, i)
+    ends = zip(x, source, shape, eqn.params["start_indices"], strict=True)
+    return tuple(a if n == m or not a else ((Part(a, start, start + m), 1, m),) for a, n, m, start in ends)
+
+
+def _concatenate(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
+    """Along its axis the parts of one axis, in order and complete, are that axis; elsewhere as for any row."""
+    d = eqn.params["dimension"]
+    labels = list(_same_size(eqn, inputs, i) or ())
+    names = [x[d][0][0] for x in inputs if x and len(x[d]) == 1]
+    parts = [name for name in names if isinstance(name, Part)]
+    if len(parts) == len(inputs) and all(p.of == parts[0].of for p in parts):
+        whole = parts[0].of
+        if [*(p.start for p in parts), atoms.size(whole)] == [0, *(p.stop for p in parts)]:
+            labels[d] = whole
+    return tuple(labels)
+
+
 def _conv(eqn: Any, inputs: Sequence[Labels], i: int) -> Labels:
     d, left = eqn.params["dimension_numbers"], inputs[0]
     out = [()] * len(_out(eqn, i))
@@ -185,9 +215,9 @@ RULES: dict[str, Any] = {
     "ragged_dot_general": _ragged,
     "gather": _gather,
     "conv_general_dilated": _conv,
-    **dict.fromkeys(
-        ("slice", "dynamic_slice", "dynamic_update_slice", "pad", "concatenate", "split", "top_k"), _same_size
-    ),
+    "slice": _slice,
+    "concatenate": _concatenate,
+    **dict.fromkeys(("dynamic_slice", "dynamic_update_slice", "pad", "split", "top_k"), _same_size),
     **dict.fromkeys(
         ["reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"],
         _reduce,

@@ -9,10 +9,13 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from qjax.kv import FloatCache
+from qjax.kv.attention import causal_parts
 from qjax.models import SITES, Architecture, Decoder, stack_layers, unstack_layers
 from qjax.models import decoder as module
 from qjax.models.architecture import llama3_rope_factors
 from qjax.models.decoder import nest
+from qjax.trace.observe import observe
+from qjax.trace.sites import Program, tapped
 
 TINY = Architecture(vocab=32, width=12, layers=3, heads=4, kv_heads=2, head_dim=4, ffn=20, theta=1000.0)
 VARIANTS = {
@@ -152,6 +155,61 @@ def test_a_layer_may_differ_from_the_others():
         name: w[:, :8] if name != "down" else w[:8] for name, w in params["layers"]["1"]["ffn"].items()
     }
     assert Decoder(TINY)(params, TOKENS).shape == (2, 6, 32)
+
+
+LONG = dataclasses.replace(TINY, layers=1, ffn=24)  # with 24 outputs a matrix is no head of a vocabulary of 32
+LONG_TOKENS = np.random.default_rng(1).integers(0, 32, (2, 150)).astype(np.int32)
+
+
+def test_attention_in_parts_is_attention_over_the_square():
+    """Positions that are given may come in any order, so that every score is computed; so it is for a tap."""
+    params, positions = params_of(LONG), jnp.arange(150, dtype=jnp.int32)[None]
+    halve = {"layers/0/attn/probabilities": lambda p: 0.5 * p, "layers/0/attn/scores": lambda s: 2.0 * s}
+
+    def run(params, tokens, positions):
+        return Decoder(LONG)(params, tokens, positions), tapped(Decoder(LONG))(
+            Program(params, halve), tokens, positions
+        )
+
+    parts, whole = jax.jit(run)(params, LONG_TOKENS, None), jax.jit(run)(params, LONG_TOKENS, positions)
+    for a, b in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert jnp.abs(parts[0] - parts[1]).max() > 0.1
+
+
+def test_attention_in_parts_computes_five_eighths_of_the_square():
+    assert causal_parts(127) == [(0, 127, 127)]
+    parts = causal_parts(150)
+    assert [p[0] for p in parts[1:]] + [150] == [p[1] for p in parts] == [p[2] for p in parts]
+    x, params = jnp.zeros((1, 512, TINY.width)), params_of(TINY)["layers"]["0"]
+
+    def flops(positions):
+        turns = module.rotations(TINY, jnp.arange(512, dtype=jnp.int32)[None])
+        jaxpr = jax.make_jaxpr(module.block, static_argnums=0)(TINY, params, x, turns, positions)
+        dots = [e for e in eqns_in(jaxpr.jaxpr) if e.primitive.name == "dot_general" and e.invars[0].aval.ndim == 4]
+        return sum(2 * e.outvars[0].aval.size * e.invars[0].aval.shape[-1] for e in dots)
+
+    square = 2 * 2 * TINY.heads * 512 * 512 * TINY.head_dim
+    assert flops(jnp.arange(512, dtype=jnp.int32)[None]) == square
+    assert flops(None) == square * 5 // 8
+
+
+def test_padding_weights_follow_the_tokens_through_every_layer():
+    params, weights = params_of(LONG), jnp.ones((2, 150)).at[:, 100:].set(0)
+    names = [f"attn/{n}" for n in "qkvo"] + [f"ffn/{n}" for n in ("gate", "up", "down")]
+    padded = observe(Decoder(LONG), params, [LONG_TOKENS], ("gram",), weights=[weights])
+    plain = observe(Decoder(LONG), params, [LONG_TOKENS[:, :100]], ("gram",))
+    assert set(padded) == set(plain) == {f"layers/0/{name}" for name in names}
+    for path, found in padded.items():
+        assert float(found["count"]) == 200
+        np.testing.assert_allclose(found["gram"], plain[path]["gram"], rtol=1e-4, atol=1e-4)
+
+
+def eqns_in(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from eqns_in(inner)
 
 
 def names_in(jaxpr, scope=()):

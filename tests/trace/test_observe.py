@@ -297,6 +297,13 @@ def test_batches_merge():
             ValueError,
             "cannot follow the tokens to leaf 'a'",
         ),
+        (  # parts of the time axis in another order; in order they are followed (test_decoder)
+            lambda: observe(
+                lambda p, x: mlp(p, jnp.concatenate([x[:, 2:], x[:, :2]], axis=1)), PARAMS, [X], weights=[WEIGHTS]
+            ),
+            ValueError,
+            "cannot follow the tokens to leaf 'a'",
+        ),
     ],
 )
 def test_bad_input(call, error, match):
