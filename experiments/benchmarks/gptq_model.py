@@ -151,7 +151,7 @@ def operations(arch: Any, windows: int, length: int) -> float:
     last block, one sends the streams on.
     """
     from qjax.kv.attention import causal_parts
-    from qjax.statistics.second_moments import panels
+    from qjax.statistics.second_moments import halvings
 
     tokens = windows * length
     query, key = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
@@ -159,7 +159,7 @@ def operations(arch: Any, windows: int, length: int) -> float:
     attention = 4 * windows * query * sum((stop - start) * slots for start, stop, slots in causal_parts(length))
     forward = 2 * tokens * arch.width * (2 * query + 2 * key + 2 * arch.ffn) + down + attention
     widths = (arch.width, query, arch.width, arch.ffn)
-    gram = sum(2 * tokens * k * k * (1 + 1 / panels(k)) / 2 for k in widths)
+    gram = sum(2 * tokens * k * k * (1 + 2 ** -halvings(k)) / 2 for k in widths)
     return arch.layers * (forward - down + gram) + (arch.layers - 1) * forward
 
 

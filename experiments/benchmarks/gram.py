@@ -1,4 +1,4 @@
-"""The Gram matrix of a layer's inputs: the upper block triangle mirrored, beside one full matrix product.
+"""The Gram matrix of a layer's inputs: the upper triangle mirrored, beside one full matrix product.
 
     python -m experiments.benchmarks.gram
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax.statistics import gram
-from qjax.statistics.second_moments import panels
+from qjax.statistics.second_moments import halvings
 
 WIDTHS = (256, 576, 1536, 4096)
 TOKENS = 2048
@@ -37,7 +37,7 @@ def main() -> None:
                 f(x).block_until_ready()
                 times[name].append(time.perf_counter() - start)
         ratio = statistics.median(times["full"]) / statistics.median(times["ours"])
-        print(f"{width:5d} features, {panels(width)} panels: {ratio:.2f} times as fast as one product")
+        print(f"{width:5d} features, {halvings(width)} halvings: {ratio:.2f} times as fast as one product")
 
 
 if __name__ == "__main__":

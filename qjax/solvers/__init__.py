@@ -4,8 +4,8 @@ One file a published solver, each a pure function that jits and vmaps. Nothing h
 """
 
 from qjax.solvers import gptq
-from qjax.solvers.layer_error import objective
+from qjax.solvers.layer_error import column_objectives, objective
 from qjax.solvers.lqer import low_rank
 from qjax.solvers.nearest import rtn
 
-__all__ = ["gptq", "low_rank", "objective", "rtn"]
+__all__ = ["column_objectives", "gptq", "low_rank", "objective", "rtn"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -23,38 +24,37 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
     )
 
 
-def panels(features: int) -> int:
-    """How many block rows the upper triangle is cut into on CPU.
+def halvings(features: int) -> int:
+    """How often the triangle is halved into a square and two triangles on CPU; (1 + 2^-halvings) / 2 is computed.
 
-    Measured on 2 cores against one GEMM of 2048 tokens: 576 features 1.1-1.2x faster with 3, 1536 1.2-1.3x and 4096
-    1.2x with 4; more panels lose again to their narrower products.
+    Measured on 2 cores against one GEMM of 1024 tokens (`experiments.benchmarks.gram`): more halvings gain nothing.
     """
-    return 4 if features >= 1024 else 3 if features >= 512 else 1
+    return 3 if features >= 1024 else 2 if features >= 512 else 0
 
 
-def _triangle(x: jax.Array, weighted: jax.Array) -> jax.Array:
-    features = x.shape[-1]
-    count = panels(features)
-    # Cuts at multiples of 32 keep every panel aligned; they need not divide the axis.
-    cuts = [round(i * features / count / 32) * 32 for i in range(count)] + [features]
-    upper = [_dot(weighted[..., cuts[i] : cuts[i + 1]], x[..., cuts[i] :]) for i in range(count)]
-    block_rows = []
-    for i in range(count):
-        below = [upper[j][..., cuts[i] - cuts[j] : cuts[i + 1] - cuts[j]].swapaxes(-1, -2) for j in range(i)]
-        block_rows.append(jnp.concatenate([*below, upper[i]], axis=-1))
-    return jnp.concatenate(block_rows, axis=-2)
+def _triangle(x: jax.Array, weighted: jax.Array, halvings: int) -> jax.Array:
+    if halvings == 0:
+        return _dot(weighted, x)
+    # A cut at a multiple of 32 keeps every piece aligned; it need not halve the axis.
+    middle = round(x.shape[-1] / 64) * 32
+    upper, lower = slice(None, middle), slice(middle, None)
+    beside = _dot(weighted[..., upper], x[..., lower])
+    above = jnp.concatenate([_triangle(x[..., upper], weighted[..., upper], halvings - 1), beside], axis=-1)
+    below = [beside.swapaxes(-1, -2), _triangle(x[..., lower], weighted[..., lower], halvings - 1)]
+    return jnp.concatenate([above, jnp.concatenate(below, axis=-1)], axis=-2)
 
 
 def gram(x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """sum_t w_t x_t x_t^T of x [*batch, tokens, K] -> float32 [*batch, K, K].
 
-    On CPU only the upper block triangle of a wide x is multiplied and mirrored; elsewhere one GEMM is faster.
+    On CPU only the upper triangle of a wide x, in squares, is multiplied and mirrored; elsewhere one GEMM is faster.
     """
     plain = rows(x, weights)
     weighted = plain if weights is None else plain * row_weights(x, weights)[..., None]
-    if panels(x.shape[-1]) == 1:
+    if not (times := halvings(x.shape[-1])):
         return _dot(weighted, plain)
-    return lax.platform_dependent(plain, weighted, cpu=_triangle, default=lambda x, w: _dot(w, x))
+    cpu = functools.partial(_triangle, halvings=times)
+    return lax.platform_dependent(plain, weighted, cpu=cpu, default=lambda x, w: _dot(w, x))
 
 
 @dataclass(frozen=True)

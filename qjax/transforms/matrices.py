@@ -198,10 +198,13 @@ def _relative_errors(
     w: jax.Array, before: jax.Array, after: jax.Array, gram: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """sqrt(tr(E^T H E) / tr(W^T H W)), E = W - approximation: relative error of the output; of W itself without H."""
-    each = jnp.stack([w, w - before.astype(jnp.float32), w - after.astype(jnp.float32)])
-    # One product for all: [3, ..., K, N] against H.
-    moved = each if gram is None else jnp.einsum("...ij,a...jn->a...in", gram, each)
-    sizes = jnp.sum(each * moved, axis=tuple(range(1, each.ndim)))
+    each = [w, w - before.astype(jnp.float32), w - after.astype(jnp.float32)]
+    if gram is None:
+        sizes = jnp.stack([jnp.sum(e * e) for e in each])
+    else:  # side by side, for one pass over H
+        columns = solvers.column_objectives(gram, jnp.concatenate(each, axis=-1))
+        sizes = jnp.stack([jnp.sum(part) for part in jnp.split(columns, 3, axis=-1)])
+    sizes = jnp.maximum(sizes, 0)  # a sum of squares, but for rounding
     errors = jnp.sqrt(sizes[1:] / jnp.maximum(sizes[:1], jnp.finfo(jnp.float32).tiny))
     return errors[0], errors[1]
 
