@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qjax.statistics.batches import require_batches
+
 PyTree = Any
 
 
@@ -30,10 +32,7 @@ def fisher(
     of one example (kept as a batch of size 1), one after another, so memory holds one gradient; otherwise every batch
     counts as one example. Leaves that are not float arrays raise TypeError: differentiate a tree of `qjax.trainable`.
     """
-    if not isinstance(batches, Sequence):
-        raise TypeError(
-            f"batches must be a Sequence that can be read again, not {type(batches).__name__}: list(batches)"
-        )
+    require_batches(batches)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             where = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -58,7 +57,5 @@ def fisher(
         return jax.lax.scan(step, zero, singles)[0], jnp.float32(sizes.pop())
 
     parts = [total(params, batch) for batch in batches]
-    if not parts:
-        raise ValueError("batches is empty: the Fisher diagonal needs at least one example")
     count = sum((n for _, n in parts), jnp.float32(0))
     return jax.tree.map(lambda *squares: sum(squares[1:], squares[0]) / count, *(squares for squares, _ in parts))

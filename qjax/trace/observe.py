@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax.statistics import as_statistic
+from qjax.statistics.batches import require_batches
 from qjax.statistics.moments import Count
 from qjax.statistics.statistic import Statistic
 from qjax.trace.arguments import Input, traced
@@ -33,12 +34,10 @@ def observing(fn: Callable[..., Any], collect: Collect, where: Where | None = No
     """g(params, batch, weights=None) -> (fn(params, batch), {path: {statistic: value}}), one forward pass; jit it.
 
     collect: {path or site: statistics}, or statistics for the targets `where` picks (`Uses.targets`). Values are
-    measured
-    on what enters the leaf's product, as rows [batch..., tokens, K] in the order of `Use.to_matrix`, before any map
-    of an
-    operator leaf; leading axes are the leaf's batch axes (layers of a scan, experts), of size 1 where its entries are
-    indexed by traced numbers and cannot be told apart. Leaves that read one value share one measurement. Under a
-    gradient inside fn, "path@output" holds the same of the cotangents that meet the leaf from its other side.
+    measured on what enters the leaf's product, as rows [batch..., tokens, K] in the order of `Use.to_matrix`, before
+    any map of an operator leaf; leading axes are the leaf's batch axes (layers of a scan, experts), of size 1 where its
+    entries are indexed by traced numbers and cannot be told apart. Leaves that read one value share one measurement.
+    Under a gradient inside fn, "path@output" holds the same of the cotangents that meet the leaf from its other side.
     weights [batch..., time] hide (0) or weigh tokens. A path no product reaches is left out.
 
     ValueError: a path of collect that is neither leaf with a product nor site; weights that cannot follow the tokens.
@@ -99,9 +98,8 @@ class Statistics(Mapping[str, dict[str, Any]]):
     """{path: {statistic: value}} over all batches; "count" (tokens, weighted) is always there.
 
     `unreached`: targets no token met, as path or path[entry] of a stacked leaf; `pooled`: leaves whose entries were
-    indexed
-    by traced numbers, so that one statistic (axis of size 1) stands for all of them; `uses` as found in the first
-    batch.
+    indexed by traced numbers, so that one statistic (axis of size 1) stands for all of them; `uses` as found in the
+    first batch.
     """
 
     def __init__(self, values: Mapping[str, dict[str, Any]], unreached: Sequence[str], found: Uses) -> None:
@@ -135,14 +133,7 @@ def observe(
     >>> stats["w"]["absmax"].shape, float(stats["w"]["count"])
     ((3,), 5.0)
     """
-    if not isinstance(batches, Sequence):
-        raise TypeError(
-            f"batches must be a sequence that can be read again, not {type(batches).__name__}: list(batches)"
-        )
-    if not batches:
-        raise ValueError("batches is empty: nothing would be observed")
-    if weights is not None and len(weights) != len(batches):
-        raise ValueError(f"{len(weights)} weights for {len(batches)} batches: one array per batch")
+    require_batches(batches, weights)
     seen: dict[str, Any] = {}
 
     def step(params: Any, batch: Any, weights: Any) -> Any:

@@ -16,16 +16,14 @@ True
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from qjax import dispatch
-from qjax.operators import Stacked
 from qjax.trace import versions
 from qjax.trace.cuts import Cut, cut
 from qjax.trace.flat import CannotCut, Flat, LeafKey, Node, flatten
@@ -247,39 +245,3 @@ def _function(flat: Flat, c: Cut) -> Callable[[tuple[Any, ...], Carry], Carry]:
         return tuple(jnp.asarray(env[v]) for v in leave)
 
     return segment
-
-
-def assemble(params: Any, new: Mapping[LeafKey, Any]) -> Any:
-    """The tree with leaves replaced by (path, index): the entries of a stacked leaf are stacked again.
-
-    Entries of one structure are stacked array by array; entries that differ (mixed formats) become a Stacked operator.
-    ValueError when some entries of a leaf are missing.
-    """
-    by_path: dict[str, dict[int | None, Any]] = {}
-    for (path, i), leaf in new.items():
-        by_path.setdefault(path, {})[i] = leaf
-
-    def swap(keypath: Any, leaf: Any) -> Any:
-        entries = by_path.pop(path_str(keypath), None)
-        if entries is None:
-            return leaf
-        if None in entries:
-            return entries[None]
-        length = leaf.shape[0]
-        if missing := sorted(set(range(length)) - set(entries)):
-            raise ValueError(f"{path_str(keypath)} has {length} entries, but entry {missing[0]} was not given")
-        parts = [entries[i] for i in range(length)]  # pyright: ignore[reportArgumentType]
-        return _stack(parts)
-
-    out = jax.tree_util.tree_map_with_path(swap, params, is_leaf=is_leaf)
-    if by_path:
-        raise ValueError(f"no leaf is called {next(iter(by_path))!r}")
-    return out
-
-
-def _stack(parts: Sequence[Any]) -> Any:
-    first = jax.tree.structure(parts[0])
-    shapes = [tuple((np.shape(a), jnp.result_type(a)) for a in jax.tree.leaves(p)) for p in parts]
-    if all(jax.tree.structure(p) == first for p in parts) and all(s == shapes[0] for s in shapes):
-        return jax.tree.map(lambda *a: jnp.stack(a), *parts)
-    return Stacked(tuple(parts))

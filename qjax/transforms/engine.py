@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 from tqdm import tqdm
 
+from qjax.statistics.batches import require_batches
 from qjax.trace.paths import Where, leaves_with_paths, replace_leaves
 from qjax.trace.sites import Program, tapped
 from qjax.trace.uses import Uses, uses
@@ -100,8 +101,7 @@ def run(
         fn: a pure function of (params, batch): our models, flax, equinox, haiku, plain.
         params: a pytree; leaves may be numpy arrays (memory-mapped too).
         batches: a Sequence of calibration batches, each what `fn` takes. Read more than once, so an iterator is
-        refused.
-            A recipe without data reads only the first, for shapes.
+            refused. A recipe without data reads only the first, for shapes.
         key: folded with transform, stage and step for everything random; default `jax.random.key(0)`.
         schedule: "blocks" streams through the groups of parameters named by `by`; "whole" measures in one pass over the
             model, and needs no groups. Transforms of model scope always see the whole model, between the passes.
@@ -134,14 +134,7 @@ def run(
         >>> type(quantized["up"]).__name__, report.targets
         ('QArray', ('up', 'down'))
     """
-    if not isinstance(batches, Sequence) or isinstance(batches, str | bytes):
-        raise TypeError(
-            f"batches is {type(batches).__name__}: give a list, it is read once a pass (list(iterator) keeps it)"
-        )
-    if not batches:
-        raise ValueError("batches is empty; a recipe without data still needs one batch, for shapes")
-    if weights is not None and len(weights) != len(batches):
-        raise ValueError(f"{len(weights)} weights for {len(batches)} batches; give one array a batch")
+    require_batches(batches, weights)
     begun = time.perf_counter()
     key = jax.random.key(0) if key is None else key
     all_uses = uses(fn, params, batches[0])

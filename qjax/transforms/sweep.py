@@ -63,6 +63,29 @@ class Streams:
         return Streams(through(working.params if stream == "quantized" else working.reference, self.now), reference)
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a pass stands: a block (or a window as one), what flows into it, and what holds for the whole pass."""
+
+    block: Block
+    streams: Streams
+    targets: frozenset[str]
+    programs: Programs
+    settings: Settings
+
+    def uses(self, working: Working) -> dict[str, Use]:
+        """Uses by leaf id, in order of first use; the reference leaves hold the stored shapes."""
+        block = self.block
+        by_position = self.programs.uses(block.fn, block.of(working.reference), self.streams.now[0])
+        return {block.ids[p]: dataclasses.replace(use, path=block.ids[p]) for p, use in by_position.items()}
+
+    def selected(self, t: Transform, uses: Mapping[str, Use], working: Working) -> list[str]:
+        """The targets here that a transform edits."""
+        return [
+            p for p, use in uses.items() if p in self.targets and (t.select is None or t.select(p, use, working.plan))
+        ]
+
+
 def needs_reference(transforms: Sequence[Transform]) -> bool:
     """Whether a sweep must carry the float stream beside its own."""
     return any(t.needs.streams or t.needs.cross for t in transforms)
@@ -79,6 +102,7 @@ def edit_block(
     settings: Settings,
 ) -> tuple[Working, list[dict[str, Any]]]:
     """Every transform of a pass on one block (for window scope: the window that begins there)."""
+    here = Place(blocks[at], streams, targets, programs, settings)
     rows: list[dict[str, Any]] = []
     for wide, part in itertools.groupby(transforms, key=lambda t: t.scope not in ("leaf", "inputs")):
         part = list(part)
@@ -86,45 +110,29 @@ def edit_block(
             for t in part:
                 window = blocks[at : at + t.needs.window]  # the windows that fit, each begun at its first block
                 if len(window) == t.needs.window and all(b.group for b in window):
-                    working, new = _edit_wide(working, programs.joined(window), t, targets, streams, programs, settings)
+                    place = dataclasses.replace(here, block=programs.joined(window))
+                    working, new = _edit_wide(working, t, place)
                     rows += new
         else:
-            working, new = _edit_leaves(working, blocks[at], part, targets, streams, programs, settings)
+            working, new = _edit_leaves(working, part, here)
             rows += new
     return working, rows
 
 
-def _selected(t: Transform, targets: frozenset[str], block_uses: Mapping[str, Use], working: Working) -> list[str]:
-    return [p for p, use in block_uses.items() if p in targets and (t.select is None or t.select(p, use, working.plan))]
-
-
-def _uses(block: Block, working: Working, x: Any, programs: Programs) -> dict[str, Use]:
-    """Uses by leaf id, in order of first use; the reference leaves hold the stored shapes."""
-    by_position = programs.uses(block.fn, block.of(working.reference), x)
-    return {block.ids[p]: dataclasses.replace(use, path=block.ids[p]) for p, use in by_position.items()}
-
-
-def _edit_wide(
-    working: Working,
-    block: Block,
-    t: Transform,
-    targets: frozenset[str],
-    streams: Streams,
-    programs: Programs,
-    settings: Settings,
-) -> tuple[Working, list[dict[str, Any]]]:
-    block_uses = _uses(block, working, streams.now[0], programs)
-    chosen = _selected(t, targets, block_uses, working)
+def _edit_wide(working: Working, t: Transform, place: Place) -> tuple[Working, list[dict[str, Any]]]:
+    block, streams, programs, loss = place.block, place.streams, place.programs, place.settings.loss
+    block_uses = place.uses(working)
+    chosen = place.selected(t, block_uses, working)
     if not chosen:
         return working, []
-    found = _measured(block, [(t, chosen)], working, streams, programs, settings)
+    found = _measured(working, [(t, chosen)], place)
     reference = streams.reference or streams.now
     outputs: Sequence[Any] = ()
     if t.needs.streams:
         advance = programs.advance(block.fn)
         ready = block.ready(working.reference)
         outputs = [advance(ready, x) for x in reference]
-    if t.needs.loss and settings.loss is None:
+    if t.needs.loss and loss is None:
         raise ValueError(f"{t.name} needs a loss: run(..., loss=lambda outputs, batch: scalar)")
     stage = Stage(
         name=block.name,
@@ -137,41 +145,32 @@ def _edit_wide(
         inputs=streams.now,
         reference_inputs=reference,
         reference_outputs=outputs,
-        loss=None if settings.loss is None else programs.loss(block.fn, settings.loss),
+        loss=None if loss is None else programs.loss(block.fn, loss),
     )
-    return _steps(working, stage, block, t, streams, programs, settings)
+    return _steps(working, stage, t, place)
 
 
-def _edit_leaves(
-    working: Working,
-    block: Block,
-    part: Sequence[Transform],
-    targets: frozenset[str],
-    streams: Streams,
-    programs: Programs,
-    settings: Settings,
-) -> tuple[Working, list[dict[str, Any]]]:
-    block_uses = _uses(block, working, streams.now[0], programs)
-    chosen = {id(t): _selected(t, targets, block_uses, working) for t in part}
+def _edit_leaves(working: Working, part: Sequence[Transform], place: Place) -> tuple[Working, list[dict[str, Any]]]:
+    block_uses = place.uses(working)
+    chosen = {id(t): place.selected(t, block_uses, working) for t in part}
     if not any(chosen.values()):
         return working, []
     groups = list(_groups([p for p in block_uses if any(p in c for c in chosen.values())], block_uses))
     rows: list[dict[str, Any]] = []
     # Statistics once for all groups, or again for each: its leaves then see the groups before them quantized.
-    for batch_of_groups in [groups] if settings.within == "together" else [[g] for g in groups]:
+    for batch_of_groups in [groups] if place.settings.within == "together" else [[g] for g in groups]:
         leaves = {p for g in batch_of_groups for p in g}
-        found = _measured(
-            block, [(t, [p for p in chosen[id(t)] if p in leaves]) for t in part], working, streams, programs, settings
-        )
+        found = _measured(working, [(t, [p for p in chosen[id(t)] if p in leaves]) for t in part], place)
         for t in part:
             for group in batch_of_groups:
                 mine = [p for p in group if p in chosen[id(t)]]
                 for members in [mine] if t.scope == "inputs" else [[p] for p in mine]:
                     if not members:
                         continue
-                    name = members[0] if len(members) == 1 else f"{block.name}({', '.join(members)})"
-                    stage = Stage(name, tuple(members), {}, {}, block_uses, found, fn=programs.run(block.fn))
-                    working, new = _steps(working, stage, block, t, streams, programs, settings)
+                    name = members[0] if len(members) == 1 else f"{place.block.name}({', '.join(members)})"
+                    fn = place.programs.run(place.block.fn)
+                    stage = Stage(name, tuple(members), {}, {}, block_uses, found, fn=fn)
+                    working, new = _steps(working, stage, t, place)
                     rows += new
     return working, rows
 
@@ -185,14 +184,10 @@ def _groups(paths: Sequence[str], block_uses: Mapping[str, Use]) -> Iterator[lis
 
 
 def _measured(
-    block: Block,
-    asked: Sequence[tuple[Transform, Sequence[str]]],
-    working: Working,
-    streams: Streams,
-    programs: Programs,
-    settings: Settings,
+    working: Working, asked: Sequence[tuple[Transform, Sequence[str]]], place: Place
 ) -> dict[str, dict[str, Any]]:
     """Statistics by leaf id over all batches, each leaf only what its transforms need."""
+    block, streams, programs, settings = place.block, place.streams, place.programs, place.settings
     names: dict[str, dict[str, Statistic]] = {}
     crossed: set[str] = set()
     for t, paths in asked:
@@ -230,18 +225,11 @@ def _measured(
     return out
 
 
-def _steps(
-    working: Working,
-    stage: Stage,
-    block: Block,
-    t: Transform,
-    streams: Streams,
-    programs: Programs,
-    settings: Settings,
-) -> tuple[Working, list[dict[str, Any]]]:
+def _steps(working: Working, stage: Stage, t: Transform, place: Place) -> tuple[Working, list[dict[str, Any]]]:
     """A transform's steps on one stage until it is done."""
     start = time.perf_counter()
-    key = jax.random.fold_in(settings.key, zlib.crc32(f"{t.name} {stage.name}".encode()) & 0x7FFFFFFF)
+    block, advance = place.block, place.programs.advance(place.block.fn)
+    key = jax.random.fold_in(place.settings.key, zlib.crc32(f"{t.name} {stage.name}".encode()) & 0x7FFFFFFF)
 
     def seen(w: Working) -> Stage:
         return dataclasses.replace(
@@ -260,7 +248,7 @@ def _steps(
         working = applied(working, edit, stage.uses)
         if edit.equivalence:
             was, now = block.ready(before.params), block.ready(working.params)
-            assert_equivalent(f"{t.name} at {stage.name}", programs.advance(block.fn), was, now, streams.now[0])
+            assert_equivalent(f"{t.name} at {stage.name}", advance, was, now, place.streams.now[0])
         for p in (*edit.equivalence, *edit.params, *edit.rows):
             merged.setdefault(p, {}).update(edit.rows.get(p, {}))
         if done:

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from qjax.operators import Stacked
 from qjax.quantization import quantize
 from qjax.trace.observe import observing
+from qjax.trace.paths import replace_leaves
 from qjax.trace.quantized import quantized
 from qjax.trace.signature import Signer
-from qjax.trace.stages import CannotCut, assemble, stages
+from qjax.trace.stages import CannotCut, stages
 from tests.trace import toys
 from tests.trace.toys import INNER, LAYERS, TOKENS, VOCAB, WIDTH
 
@@ -345,22 +347,9 @@ def test_wrong_batches_and_leaves():
         parts[1].fn((TOKENS,), (TOKENS, TOKENS))
 
 
-def test_assemble_puts_stacked_entries_back():
-    parts = stages(toys.scanned(), STACKED, TOKENS)
-    new = {key: 2 * leaf for s in parts[1:-1] for key, leaf in zip(s.paths, s.leaves(STACKED), strict=True)}
-    doubled = assemble(STACKED, new)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), doubled["layers"], STACKED["layers"])
-    assert doubled["head"] is STACKED["head"]
-    new.pop(("layers/attn/q", 1))
-    with pytest.raises(ValueError, match="layers/attn/q has 3 entries, but entry 1 was not given"):
-        assemble(STACKED, new)
-    with pytest.raises(ValueError, match="no leaf is called 'x'"):
-        assemble(STACKED, {("x", None): 0})
-
-
 @pytest.mark.parametrize("form", ["loop", "scan"])
 def test_segments_run_on_operators_and_are_observed(form):
-    """Layer by layer in mixed formats: the same numbers as the whole function on the assembled tree."""
+    """Layer by layer in mixed formats: the same numbers as the whole function on the tree put together."""
     fn, params = (toys.loop(), PARAMS) if form == "loop" else (toys.scanned(), STACKED)
     parts = stages(fn, params, TOKENS)
     carry, new = parts.begin(TOKENS), {}
@@ -374,5 +363,9 @@ def test_segments_run_on_operators_and_are_observed(form):
                 if leaf.ndim == 2:
                     leaves[j] = new[s.paths[j]] = quantize(leaf, "int8" if n % 2 else "int4_g4")
         carry = jax.jit(quantized(s.fn, strict=True))(tuple(leaves), carry)
-    whole = jax.jit(quantized(fn, strict=True))(assemble(params, new), TOKENS)
+    layers: dict[str, list[Any]] = {}
+    for (path, _), leaf in new.items():
+        layers.setdefault(path, []).append(leaf)
+    joined = {path: each[0] if form == "loop" else Stacked(tuple(each)) for path, each in layers.items()}
+    whole = jax.jit(quantized(fn, strict=True))(replace_leaves(params, joined), TOKENS)
     np.testing.assert_allclose(parts.finish(carry), whole, rtol=1e-5, atol=1e-5)
