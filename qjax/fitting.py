@@ -33,7 +33,7 @@ def fit_blocks(
     x, inside = blocks.split(padded(w, meta).astype(jnp.float32), block)
     if positive:
         peak = jnp.max(x, axis=inside, keepdims=True)
-        x = jnp.where(x > 0, x, jnp.where(peak == 0, jnp.float32(1), peak))
+        x = jnp.where((x > 0) | jnp.isnan(x), x, jnp.where(peak == 0, jnp.float32(1), peak))
     if any(meta.padding) and estimate is not None and weights is None:
         weights = jnp.ones(core, jnp.float32)
     if weights is not None:

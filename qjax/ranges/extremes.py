@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from jax import Array
 
 from qjax.formats.format import Format
-from qjax.ranges.range import Project
+from qjax.ranges.range import Project, ends
 
 
 def minmax(
     x: Array, axes: tuple[int, ...], fmt: Format, project: Project, weights: Array | None = None
 ) -> tuple[Array, Array]:
     """Least and largest value of each block; NaN if it holds one."""
-    return jnp.min(x, axis=axes, keepdims=True), jnp.max(x, axis=axes, keepdims=True)
+    return ends(x, axes)

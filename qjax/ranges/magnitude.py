@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from jax import Array
 
 from qjax.formats.format import Format
-from qjax.ranges.range import Project
+from qjax.ranges.range import Project, largest_magnitude
 
 
 def absmax(
     x: Array, axes: tuple[int, ...], fmt: Format, project: Project, weights: Array | None = None
 ) -> tuple[Array, Array]:
     """-max|x|, max|x| of each block; NaN if it holds one."""
-    high = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
-    return -high, high
+    return largest_magnitude(x, axes)
