@@ -1,0 +1,120 @@
+"""Dual scales, powers, clusters, outliers and groups of unequal width: each against its definition."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qjax import dispatch
+from qjax.quantization import bits_per_weight, dequantize
+from qjax.solvers import aser, d2quant, gobo, mixed_groups, nupes, outliers, rtn, whitening
+from tests.solvers.cases import K, N, gram, output_error, problem, quick
+
+
+def test_dual_scale_steps_are_least_squares() -> None:
+    w = np.asarray(problem(1)[0], np.float64)
+    c = np.abs(w).mean(1) / np.abs(w).mean()
+    errors = []
+    for _ in range(4):
+        q = np.asarray(dequantize(rtn(jnp.asarray(w / c[:, None], jnp.float32), "int3_channel")), np.float64)
+        errors.append(np.sum((w - c[:, None] * q) ** 2))
+        c = np.abs((w * q).sum(1)) / (q * q).sum(1)
+        c = c / c.mean()
+    fitted = quick(lambda w: d2quant.dual_scale(w, "int3_channel", steps=4))
+    found = fitted(jnp.asarray(w, jnp.float32))
+    np.testing.assert_allclose(found.errors[1:], errors, rtol=1e-2)
+    np.testing.assert_array_equal(fitted(jnp.zeros((K, N))).scale, 1)
+
+
+def test_powers() -> None:
+    w, x = problem(2)
+    fit = quick(lambda w, exponents, gram=None: nupes.power(w, "int4_g16_f32", exponents=exponents, gram=gram))
+    exponents = jnp.asarray(nupes.EXPONENTS)
+    found = fit(w, exponents)
+    uniform = dequantize(rtn(w, "int4_g16_narrow_f32"))
+    np.testing.assert_allclose(dequantize(fit(w, jnp.ones(15)).q), uniform, rtol=1e-6)
+    assert float(jnp.min(found.errors)) < float(jnp.sum((w - uniform) ** 2))
+    np.testing.assert_allclose(jnp.sum((w - dequantize(found.q)) ** 2), jnp.min(found.errors), rtol=1e-5)
+    # The paper's own rounding, in the space of powers.
+    cut = np.asarray(w, np.float64).reshape(-1, 16, N)
+    absmax = np.abs(cut).max(1, keepdims=True)
+    for a, error in zip(nupes.EXPONENTS, found.errors, strict=True):
+        values = np.sign(cut) * (np.rint((np.abs(cut) / absmax) ** a * 7) / 7) ** (1 / a) * absmax
+        assert float(error) <= np.sum((cut - values) ** 2) * (1 + 1e-5)
+    weighted = fit(w, exponents, gram(x))
+    np.testing.assert_allclose(output_error(x, w - dequantize(weighted.q)), jnp.min(weighted.errors), rtol=1e-3)
+    with pytest.raises(ValueError, match="symmetric integer"):
+        nupes.power(w, "nf4_g16")
+
+
+def test_clusters_are_gobos() -> None:
+    w = problem(3)[0]
+    outlier = gobo.unlikely(w, -1.5) > 0
+    x = np.asarray(w, np.float64)
+    z = (x - x.mean()) / x.std()
+    density = np.exp(-0.5 * z**2) / (x.std() * np.sqrt(2 * np.pi))
+    np.testing.assert_array_equal(outlier, np.log(density) < -1.5)
+    found = quick(lambda w, counted: gobo.cluster(w, counted, 3, steps=12))(w, ~outlier)
+    kept = np.sort(x[~np.asarray(outlier)])
+    table = np.array([part.mean() for part in np.split(kept, np.round(np.arange(1, 8) / 8 * kept.size).astype(int))])
+    errors, best = [], table
+    for _ in range(12):
+        code = np.abs(kept[:, None] - table).argmin(1)
+        errors.append(np.abs(kept - table[code]).sum())
+        best = table if errors[-1] == min(errors) else best
+        table = np.array([kept[code == i].mean() for i in range(8)])
+    np.testing.assert_allclose(found.errors, errors, rtol=1e-4)
+    np.testing.assert_allclose(found.q.table, best, rtol=1e-4, atol=1e-6)
+    assert min(errors) < errors[0]
+    np.testing.assert_allclose(bits_per_weight(found.q), 3 + (8 * 32 + 16) / w.size)
+
+
+def test_split_is_exact_and_takes_the_highest() -> None:
+    w = problem(4)[0]
+    dense, sparse = outliers.split(w, jnp.abs(w), 30, dtype="float16")
+    np.testing.assert_array_equal(dense + dispatch.dense(sparse).astype(jnp.float32), w)
+    moved = np.zeros((K, N), bool)
+    moved[np.asarray(sparse.ins), np.asarray(sparse.outs)] = True
+    assert moved.sum() == 30 and np.abs(np.asarray(w))[moved].min() >= np.abs(np.asarray(w))[~moved].max()
+    assert np.abs(np.asarray(dense))[moved].max() < 1e-3
+    for bad in (0, w.size + 1):
+        with pytest.raises(ValueError, match="entries"):
+            outliers.split(w, w, bad)
+
+
+def test_groups_are_ordered_by_range() -> None:
+    w, x = problem(5)
+    score = mixed_groups.sensitivity(w, 16)
+    cut = np.asarray(w).reshape(6, 16, N)
+    np.testing.assert_allclose(score, ((cut.max(1) - cut.min(1)) ** 2).sum(1), rtol=1e-5)
+    high, low = mixed_groups.order(score, 16, 2)
+    best = np.sort(np.argsort(-np.asarray(score))[:2])
+    np.testing.assert_array_equal(high.reshape(2, 16)[:, 0] // 16, best)
+    np.testing.assert_array_equal(np.sort(np.concatenate([high, low])), np.arange(K))
+    weighted = mixed_groups.sensitivity(w, 16, gram(x))
+    np.testing.assert_allclose(weighted, score * (np.asarray(x) ** 2).sum(0).reshape(6, 16).mean(1), rtol=1e-4)
+    with pytest.raises(ValueError, match="divide"):
+        mixed_groups.sensitivity(w, 7)
+
+
+def test_outlier_channels_keep_their_place_when_smoothed() -> None:
+    w, x = problem(6, dead=3)
+    size, weight = jnp.mean(jnp.abs(x), axis=0), jnp.mean(jnp.abs(w), axis=1)
+    chosen = aser.outliers(size, weight, 5)
+    m = aser.smoothing(size, chosen)
+    assert int(chosen.sum()) == 5 and bool(chosen[7]) and bool(chosen[50])
+    np.testing.assert_allclose((size / m)[chosen], jnp.min(size[chosen]), rtol=1e-5)
+    np.testing.assert_array_equal(m[~chosen], 1)
+    np.testing.assert_array_equal(aser.outliers(size / m, weight * m, 5), chosen)
+
+
+def test_rank_of_a_share_of_the_spectrum() -> None:
+    w, x = problem(7)
+    root = whitening.whiten(gram(x))
+    s = np.linalg.svd(np.asarray(x, np.float64) @ np.asarray(w, np.float64), compute_uv=False)
+    for alpha in (0.3, 0.9):
+        rank = aser.rank(w, root, alpha)
+        assert s[: rank - 1].sum() <= alpha * s.sum() < s[:rank].sum()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        aser.rank(w, root, 1.0)
