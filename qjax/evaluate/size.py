@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from qjax import dispatch
 from qjax.serialization import save
 from qjax.trace.paths import leaves_with_paths
@@ -31,7 +33,19 @@ def bpw_model(params: Any) -> float:
 def _bits_per_element(leaves: list[Any]) -> float:
     if not leaves:
         raise ValueError("bits of no leaf: the list of targets is empty")
-    return float(sum(dispatch.bits(leaf) for leaf in leaves) / sum(math.prod(dispatch.shape(leaf)) for leaf in leaves))
+    stored = sum(dispatch.bits(leaf) for leaf in leaves) - _again(leaves)
+    return float(stored / sum(math.prod(dispatch.shape(leaf)) for leaf in leaves))
+
+
+def _again(leaves: list[Any]) -> float:
+    """Bits of the arrays that several leaves hold in common, all but once: the shared factor of low-rank terms."""
+    first: dict[int, int] = {}
+    shared = 0.0
+    for number, leaf in enumerate(leaves):
+        for array in jax.tree.leaves(leaf):
+            if first.setdefault(id(array), number) != number:
+                shared += dispatch.bits(array)
+    return shared
 
 
 def disk_bytes(params: Any) -> int:

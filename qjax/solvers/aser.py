@@ -25,14 +25,14 @@ def outliers(size: Array, weight: Array, count: int) -> Array:
 
 
 def smoothing(size: Array, chosen: Array) -> Array:
-    """m `[K]`: by what the inputs of the chosen channels are divided; 1 elsewhere and where an input is never active."""
+    """m `[K]`: what the chosen channels' inputs are divided by; 1 elsewhere and where an input is never active."""
     alive = chosen & (size > 0)
     least = jnp.min(jnp.where(alive, size, jnp.inf))
     return jnp.where(alive, size / least, 1.0)
 
 
-def rank(error: Array, scale: Weighting, alpha: float) -> int:
-    """The least rank whose singular values of the weighted error `[K, N]` sum to more than `alpha` of all (eq. 9).
+def rank(error: Array, scale: Weighting, alpha: float) -> Array:
+    """The least rank whose singular values of the weighted error `[K, N]` sum to more than `alpha` of all; int32.
 
     Raises:
         ValueError: alpha is not strictly between 0 and 1.
@@ -40,4 +40,4 @@ def rank(error: Array, scale: Weighting, alpha: float) -> int:
     if not 0 < alpha < 1:
         raise ValueError(f"aser: alpha = {alpha} is a share of the singular values; give one between 0 and 1")
     s = jnp.linalg.svd(whitening.apply(scale, error), compute_uv=False)
-    return int(jnp.sum(jnp.cumsum(s) <= alpha * jnp.sum(s))) + 1
+    return jnp.sum(jnp.cumsum(s) <= alpha * jnp.sum(s), dtype=jnp.int32) + 1

@@ -19,14 +19,17 @@ from qjax.formats.format import FULL, Format
 from qjax.formats.spelling import as_format
 from qjax.qarray import QArray
 from qjax.quantization import dequantize, encode, fit
-from qjax.ranges.range import Project
-from qjax.solvers.layer_error import objective
+from qjax.ranges.range import Project, extremes
+from qjax.solvers.layer_error import column_objectives, objective
 from qjax.solvers.nearest import rtn
 
 
 class Search(NamedTuple):
-    """What the search found: `scale [K]` by which input channels of the weight are multiplied, its exponent `alpha`,
-    and `errors [points]`, ‖X(W - Ŵ)‖² over all matrices at every exponent of the grid `alphas [points]`."""
+    """What the search found.
+
+    `scale [K]` multiplies the input channels of the weight, `alpha` is its exponent; `errors [points]`: ‖X(W - Ŵ)‖²
+    over all matrices at every exponent of the grid `alphas [points]`.
+    """
 
     scale: Array
     alpha: Array
@@ -108,7 +111,9 @@ def clipped(w: Array, gram: Array, fmt: Format | str, *, points: int = 20, shrin
     """
     f = as_format(fmt)
     if f.across != 1:
-        raise ValueError(f"{f.name}: outputs that share a scale cannot be clipped one by one; give a format per channel")
+        raise ValueError(
+            f"{f.name}: outputs that share a scale cannot be clipped one by one; give a format per channel"
+        )
     if gram.shape != (w.shape[0], w.shape[0]):
         raise ValueError(f"gram has shape {gram.shape}, a weight {w.shape} needs [K, K]")
     return _clipped(w, gram, fmt=f, points=points, tries=max(1, int(shrink * points)))
@@ -125,19 +130,18 @@ def _clipped(w: Array, gram: Array, *, fmt: Format, points: int, tries: int) -> 
     factors = 1 - jnp.arange(tries, dtype=jnp.float32) / jnp.float32(points)
     inner = padded.reshape(count, group, count, group)[own, :, own, :]
 
-    def estimate(x: Array, axes: tuple[int, ...], symmetric: bool, project: Project) -> tuple[Array, Array]:
+    def estimate(
+        x: Array, axes: tuple[int, ...], fmt: Format, project: Project, weights: Array | None = None
+    ) -> tuple[Array, Array]:
         high = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
-        low, top = -high, high
-        if not symmetric:
-            low, top = jnp.min(x, axis=axes, keepdims=True), jnp.max(x, axis=axes, keepdims=True)
+        low, top = extremes(x, axes, fmt)
 
         def shrunk(factor: Array) -> tuple[Array, Array]:
             return jnp.maximum(low, -factor * high), jnp.minimum(top, factor * high)
 
         def loss(factor: Array) -> Array:
             error = (project(*shrunk(factor)) - x).reshape(count, group, -1)
-            moved = jnp.einsum("gij,gjn->gin", inner, error, precision=lax.Precision.HIGHEST)
-            return jnp.sum(error * moved, axis=1).reshape(high.shape)
+            return column_objectives(inner, error).reshape(high.shape)
 
         def step(best: tuple[Array, Array], factor: Array) -> tuple[tuple[Array, Array], None]:
             e = loss(factor)

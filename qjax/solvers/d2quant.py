@@ -21,8 +21,10 @@ from qjax.solvers.nearest import rtn
 
 
 class DualScale(NamedTuple):
-    """`scale [K]`: c with W ≈ diag(c) Q(diag(c)⁻¹ W); `errors [steps + 1]`: ‖W - Ŵ‖² of rounding alone, then of each
-    step. The scale is that of the least."""
+    """The best of all steps.
+
+    `scale [K]`: c with W ≈ diag(c) Q(diag(c)⁻¹ W); `errors [steps + 1]`: ‖W - Ŵ‖² of rounding alone, then of each step.
+    """
 
     scale: Array
     errors: Array

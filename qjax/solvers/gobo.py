@@ -1,9 +1,9 @@
 """GOBO: what does not look like a draw from the layer's normal distribution stays float, the rest shares a few values.
 
 Zadeh et al., "GOBO: quantizing attention-based NLP models for low latency and energy efficient inference", 2020
-(arXiv:2005.03842, sections IV-V; catalogue E12): outliers have a log density below -4; the others are sorted into groups
-of equal population, and from the groups' means on, assignment and means alternate for as long as the sum of absolute
-errors falls (not of squares, as k-means would watch).
+(arXiv:2005.03842, sections IV-V; catalogue E12): outliers have a log density below -4; the others are sorted into
+groups of equal population, and from the groups' means on, assignment and means alternate for as long as the sum of
+absolute errors falls (not of squares, as k-means would watch).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Quantization and low rank in turns: each takes what the other left (LoftQ, MiLo).
 
 LoftQ (Li et al. 2023, arXiv:2310.08659, algorithm 1; catalogue P2): Q_t = quantize(W - A B), then A B = SVD_r(W - Q_t).
-MiLo (Huang et al. 2025, arXiv:2504.02658; catalogue F8) does the same with a half-quadratic quantizer and stops when the error
-no longer falls.
+MiLo (Huang et al. 2025, arXiv:2504.02658; catalogue F8) does the same with a half-quadratic quantizer and stops when
+the error no longer falls.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which groups of input channels deserve more bits than the others of the same matrix (catalogue E24).
 
 Li et al., "Enabling fast 2-bit LLM on GPUs: memory alignment and asynchronous dequantization", 2023 (arXiv:2311.16442):
-most groups take 2 bits and a small share of groups, those with the largest range (in later versions: range and Hessian),
-4 bits. Here a group is chosen for all outputs together, so that each width is one contiguous array.
+most groups take 2 bits and a small share of groups, those with the largest range (in later versions: range and
+Hessian), 4 bits. Here a group is chosen for all outputs together, so that each width is one contiguous array.
 """
 
 from __future__ import annotations

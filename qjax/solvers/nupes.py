@@ -1,9 +1,9 @@
 """NUPES: integers that mean powers, sign(k) |k|^(1/a): a grid that is finer near zero, its exponent found per layer.
 
 Yvinec, Dapogny and Bailly, "NUPES: non-uniform post-training quantization via power exponent search", 2023
-(arXiv:2308.05600; catalogue E23), after their PowerQuant: x -> sign(x)|x|^a is the automorphism under which products stay
-products. The paper rounds in the transformed space; here a weight takes the nearest of the same values, whose error is
-never larger.
+(arXiv:2308.05600; catalogue E23), after their PowerQuant: x -> sign(x)|x|^a is the automorphism under which products
+stay products. The paper rounds in the transformed space and descends on a; here a weight takes the nearest of the same
+values, whose error is never larger, and a comes from a grid.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ class Power(NamedTuple):
     errors: Array
 
 
-def power(
-    w: Array, fmt: Format | str, *, exponents: Sequence[float] = EXPONENTS, gram: Array | None = None
-) -> Power:
+def power(w: Array, fmt: Format | str, *, exponents: Sequence[float] = EXPONENTS, gram: Array | None = None) -> Power:
     """Round `w [K, N]` to powers with the exponent of least error: of the weights, or of the output with `gram [K, K]`.
 
     `fmt` is a symmetric integer format: its bits, blocks and scales are used; b bits hold the 2^b - 1 values

@@ -2,8 +2,9 @@
 
 Zhang et al., "QERA: an analytical framework for quantization error reconstruction", 2024 (arXiv:2410.06040): with
 R = E[xxᵀ], C = R^(-1/2) SVD_r(R^(1/2) (W - Ŵ)) minimizes E‖x(W - Ŵ - C)‖² (theorem 1, exact); if the inputs were
-uncorrelated, R^(1/2) would be the root mean square of each (theorem 2, approximate). Catalogue F3. EoRA (Liu et al. 2024,
-arXiv:2410.21271) projects the error into the eigenspace of the same R and arrives at the same minimum: catalogue F5.
+uncorrelated, R^(1/2) would be the root mean square of each (theorem 2, approximate). Catalogue F3. EoRA (Liu et al.
+2024, arXiv:2410.21271) projects the error into the eigenspace of the same R and arrives at the same minimum: catalogue
+F5.
 """
 
 from __future__ import annotations

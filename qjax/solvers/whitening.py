@@ -19,8 +19,8 @@ RETRIES = 6
 class Whitening(NamedTuple):
     """S = Lᵀ diag(scale), with SᵀS = H.
 
-    `lower [K, K]`: Cholesky factor of the correlations of H, whose diagonal is one. `scale [K]`: root of the diagonal of
-    H, zero for an input that was never active. `damp`: what was added to the correlations' diagonal to factor them.
+    `lower [K, K]`: Cholesky factor of the correlations of H, whose diagonal is one. `scale [K]`: root of the diagonal
+    of H, zero for an input that was never active. `damp`: what was added to the correlations' diagonal to factor them.
     """
 
     lower: Array

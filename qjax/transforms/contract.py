@@ -32,6 +32,7 @@ class Needs(NamedTuple):
     Attributes:
         statistics: names of statistics of the targets' inputs (`qjax.statistics`), measured on the stream.
         cross: also measure the cross-Gram of the quantized and the float stream (GPTAQ).
+        paired: also measure `statistics` on the float stream (mean shifts).
         streams: also keep, per batch, the stage's inputs and its reference inputs and outputs.
         loss: the stage must offer `loss` (model scope).
         window: number of consecutive blocks in a stage (window scope).
@@ -39,6 +40,7 @@ class Needs(NamedTuple):
 
     statistics: tuple[str, ...] = ()
     cross: bool = False
+    paired: bool = False
     streams: bool = False
     loss: bool = False
     window: int = 1
@@ -55,6 +57,7 @@ class Stage:
         reference: the same leaves in float, with every equivalence so far applied.
         uses: path -> `Use`, how a leaf is contracted; `use.to_matrix` gives [batch..., K, N].
         statistics: path -> {name: value} of the value that enters the leaf's matmul, before any `Pre` of the leaf.
+        reference_statistics: the same in the float model (`Needs.paired`).
         plan: path -> format, written by annotations.
         fn: (leaves, input) -> output of this stage, for leaves as a tuple in the order of `params`, operators allowed.
             Equal stages hold the same `fn`, so a program built on it is compiled once for all of them.
@@ -69,6 +72,7 @@ class Stage:
     reference: Leaves
     uses: Mapping[str, Use]
     statistics: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    reference_statistics: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fn: Callable[[tuple[Any, ...], Any], Any] | None = None
     inputs: Sequence[Any] = ()

@@ -103,6 +103,11 @@ def absorbed(path: str, leaf: Any, m: Any, use: Use) -> Any:
             f"{path}: {type(m).__name__} is an equivalence and the leaf already holds {type(core.matrix).__name__}; "
             "put equivalences before the methods that quantize"
         )
+    if core.beside:
+        raise ValueError(
+            f"{path}: {type(m).__name__} is an equivalence and part of the leaf stands beside its core; "
+            "put equivalences before `outliers`"
+        )
     w = core.matrix
     try:
         moved, shift = Pre(m.inverse(), w.astype(jnp.float32)).affine()

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax import dispatch
-from qjax.operators import Diag, NotAffine, Permute, Pre, Quantize
+from qjax.operators import Diag, NotAffine, Permute, Pre, Quantize, Sum
 from qjax.qarray import QArray
 from qjax.quantization import dequantize
 from qjax.trace.uses import Use
@@ -23,16 +23,19 @@ from qjax.trace.uses import Use
 # How a per-channel statistic follows x -> x * d; every other map mixes channels, and then only a Gram matrix can
 # follow.
 _SCALED_BY_SIZE = ("absmax", "mean_abs")
-_SCALED_BY_SIGN = ("mean",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Core:
-    """The maps in front of a leaf, outermost first, and its core: an array or operator [batch..., K, N]."""
+    """The maps in front of a leaf, outermost first, and its core: an array or operator [batch..., K, N].
+
+    `beside`: terms added to a core that is still float (outliers taken out of it).
+    """
 
     maps: tuple[Any, ...]
     matrix: Any
     use: Use
+    beside: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, leaf: Any, use: Use) -> Core:
@@ -40,17 +43,23 @@ class Core:
         while isinstance(op, Pre):
             maps.append(op.T)
             op = op.op
+        if isinstance(op, Sum) and not dispatch.is_operator(op.ops[0]):
+            return cls(tuple(maps), op.ops[0], use, op.ops[1:])
         return cls(tuple(maps), op, use)
 
     def leaf(self) -> Any:
         """The leaf again, in the layout it is stored in."""
-        op = self.matrix
+        op = Sum((self.matrix, *self.beside)) if self.beside else self.matrix
         for m in reversed(self.maps):
             op = Pre(m, op)
         return self.use.from_matrix(op)
 
     def holding(self, matrix: Any) -> Core:
         return dataclasses.replace(self, matrix=matrix)
+
+    def beside_with(self, term: Any) -> Core:
+        """With one more term added to the core, which methods leave alone: the core is quantized for itself."""
+        return dataclasses.replace(self, beside=(*self.beside, term))
 
     def behind(self, new: Any) -> Core:
         """With one more map right in front of the core."""
@@ -98,7 +107,7 @@ def _through(path: str, m: Any, name: str, value: Any) -> Any:
         return m.apply(value)
     if isinstance(m, Diag) and name in _SCALED_BY_SIZE:
         return Diag(jnp.abs(m.scale)).apply(value)
-    if isinstance(m, Diag) and name in _SCALED_BY_SIGN:
+    if name == "mean":  # of an affine map, the image of the mean
         return m.apply(value)
     raise ValueError(
         f"{path}: the statistic {name!r} cannot be carried through {type(m).__name__}; "

@@ -72,13 +72,13 @@ def quantize_with(
             # One input behind one set of maps is prepared once: q, k, v and gate, up.
             shared = (w.shape[:-1], *map(id, jax.tree.leaves(core.maps)))
             if shared not in inputs:
-                found = _behind_maps(path, core, stage, statistics)
+                found = behind_maps(path, core, stage, statistics)
                 inputs[shared] = found, found if prepare is None else batched(_unpack(prepare), w.ndim - 2)(found)
             found, arguments = inputs[shared]
             keys = _keys(key, w) if random else None
             op, before, after = _quantized(w, arguments, found.get("gram"), keys, fmt=f, solve=solve, options=fixed)
             params[path] = core.holding(op).leaf()
-            rows[path] = _row(f.name, op, before, after) | {"warnings": warn(arguments) if warn else ()}
+            rows[path] = report_row(f.name, op, before, after) | {"warnings": warn(arguments) if warn else ()}
         return Edit(params=params, rows=rows)
 
     # A random method's key is that of its own leaf, the same however the model is walked.
@@ -110,12 +110,12 @@ def correct_with(
             core, reference = Core.of(stage.params[path], use), Core.of(stage.reference[path], use)
             w = jnp.asarray(dispatch.dense(reference.matrix)).astype(jnp.float32)
             now = jnp.asarray(dispatch.dense(core.matrix)).astype(jnp.float32)
-            found = _behind_maps(path, reference, stage, statistics)
+            found = behind_maps(path, reference, stage, statistics)
             arguments = found if prepare is None else batched(_unpack(prepare), w.ndim - 2)(found)
             keys = _keys(key, w) if random else None
             term, before, after = _corrected(w, now, arguments, found.get("gram"), keys, solve=solve, options=fixed)
             new = Sum((core.matrix, term))
-            params[path], rows[path] = core.holding(new).leaf(), _row(label, new, before, after)
+            params[path], rows[path] = core.holding(new).leaf(), report_row(label, new, before, after)
         return Edit(params=params, rows=rows)
 
     return stateless(name or f"{solve.__name__} {label}", "leaf", edit, _needs(statistics))
@@ -126,7 +126,7 @@ def _needs(statistics: tuple[str, ...]) -> Needs:
     return Needs(statistics=measured, cross="cross_gram" in statistics)
 
 
-def _behind_maps(path: str, core: Core, stage: Stage, statistics: tuple[str, ...]) -> dict[str, jax.Array]:
+def behind_maps(path: str, core: Core, stage: Stage, statistics: tuple[str, ...]) -> dict[str, jax.Array]:
     """The named statistics of what meets the core, each with the core's batch axes."""
     measured = stage.statistics.get(path, {})
     found = transport(path, core.maps, {name: measured[name] for name in statistics})
@@ -166,7 +166,7 @@ def _quantized(
         return op, dispatch.dense(solvers.rtn(w, fmt)), dispatch.dense(op)
 
     op, nearest, new = batched(one, w.ndim - 2)(w, arguments, keys)
-    return op, *_relative_errors(w, nearest, new, gram)
+    return op, *relative_errors(w, nearest, new, gram)
 
 
 @functools.partial(jax.jit, static_argnames=("solve", "options"))
@@ -187,14 +187,14 @@ def _corrected(
         return term, now + dispatch.dense(term).astype(jnp.float32)
 
     term, new = batched(one, w.ndim - 2)(w, now, arguments, keys)
-    return term, *_relative_errors(w, now, new, gram)
+    return term, *relative_errors(w, now, new, gram)
 
 
 def _with_key(key: jax.Array | None) -> dict[str, jax.Array]:
     return {} if key is None else {"key": key}
 
 
-def _relative_errors(
+def relative_errors(
     w: jax.Array, before: jax.Array, after: jax.Array, gram: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """sqrt(tr(E^T H E) / tr(W^T H W)), E = W - approximation: relative error of the output; of W itself without H."""
@@ -209,6 +209,7 @@ def _relative_errors(
     return errors[0], errors[1]
 
 
-def _row(label: str, op: Any, before: jax.Array, after: jax.Array) -> dict[str, Any]:
+def report_row(label: str, op: Any, before: jax.Array, after: jax.Array) -> dict[str, Any]:
+    """The report's columns of a leaf: its format in words, bits a weight, relative errors before and after."""
     bits = float(dispatch.bits(op)) / math.prod(op.shape)
     return {"format": label, "bits": bits, "error_before": float(before), "error_after": float(after)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -27,16 +29,17 @@ def smooth(alpha: float = 0.5) -> Transform:
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
         del key
-        largest = []
-        for path in stage.targets:
-            core, w = float_core(path, stage.params[path], stage.uses[path])
-            largest.append(jnp.max(jnp.abs(w), axis=-1))
+        cores = [float_core(path, stage.params[path], stage.uses[path]) for path in stage.targets]
         first = stage.targets[0]
-        core, _ = float_core(first, stage.params[first], stage.uses[first])
-        x = transport(first, core.maps, stage.statistics[first])["absmax"]
-        w = jnp.max(jnp.stack(largest), axis=0)
-        alive = (x > 0) & (w > 0)
-        s = jnp.where(alive, jnp.where(alive, x, 1.0) ** alpha / jnp.where(alive, w, 1.0) ** (1.0 - alpha), 1.0)
+        x = transport(first, cores[0][0].maps, stage.statistics[first])["absmax"]
+        s = migration(x, [w for _, w in cores], alpha)
         return Edit(equivalence={path: Diag(1.0 / s) for path in stage.targets})
 
     return stateless(f"smooth {alpha:g}", "inputs", edit, Needs(statistics=("absmax",)))
+
+
+def migration(x: jax.Array, ws: Sequence[jax.Array], alpha: float) -> jax.Array:
+    """s `[..., K]` for inputs of largest size x `[..., K]` into all of ws `[..., K, N_i]`; 1 where either is zero."""
+    w = jnp.max(jnp.stack([jnp.max(jnp.abs(w), axis=-1) for w in ws]), axis=0)
+    alive = (x > 0) & (w > 0)
+    return jnp.where(alive, jnp.where(alive, x, 1.0) ** alpha / jnp.where(alive, w, 1.0) ** (1.0 - alpha), 1.0)

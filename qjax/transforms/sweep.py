@@ -88,7 +88,7 @@ class Place:
 
 def needs_reference(transforms: Sequence[Transform]) -> bool:
     """Whether a sweep must carry the float stream beside its own."""
-    return any(t.needs.streams or t.needs.cross for t in transforms)
+    return any(t.needs.streams or t.needs.cross or t.needs.paired for t in transforms)
 
 
 def edit_block(
@@ -125,7 +125,8 @@ def _edit_wide(working: Working, t: Transform, place: Place) -> tuple[Working, l
     chosen = place.selected(t, block_uses, working)
     if not chosen:
         return working, []
-    found = _measured(working, [(t, chosen)], place)
+    asked = [(t, chosen)]
+    found = _measured(working, asked, place)
     reference = streams.reference or streams.now
     outputs: Sequence[Any] = ()
     if t.needs.streams:
@@ -141,6 +142,7 @@ def _edit_wide(working: Working, t: Transform, place: Place) -> tuple[Working, l
         reference={},
         uses=block_uses,
         statistics=found,
+        reference_statistics=_measured_in_float(working, asked, place),
         fn=programs.run(block.fn),
         inputs=streams.now,
         reference_inputs=reference,
@@ -160,7 +162,8 @@ def _edit_leaves(working: Working, part: Sequence[Transform], place: Place) -> t
     # Statistics once for all groups, or again for each: its leaves then see the groups before them quantized.
     for batch_of_groups in [groups] if place.settings.within == "together" else [[g] for g in groups]:
         leaves = {p for g in batch_of_groups for p in g}
-        found = _measured(working, [(t, [p for p in chosen[id(t)] if p in leaves]) for t in part], place)
+        asked = [(t, [p for p in chosen[id(t)] if p in leaves]) for t in part]
+        found, true = _measured(working, asked, place), _measured_in_float(working, asked, place)
         for t in part:
             for group in batch_of_groups:
                 mine = [p for p in group if p in chosen[id(t)]]
@@ -169,7 +172,7 @@ def _edit_leaves(working: Working, part: Sequence[Transform], place: Place) -> t
                         continue
                     name = members[0] if len(members) == 1 else f"{place.block.name}({', '.join(members)})"
                     fn = place.programs.run(place.block.fn)
-                    stage = Stage(name, tuple(members), {}, {}, block_uses, found, fn=fn)
+                    stage = Stage(name, tuple(members), {}, {}, block_uses, found, true, fn=fn)
                     working, new = _steps(working, stage, t, place)
                     rows += new
     return working, rows
@@ -201,16 +204,7 @@ def _measured(
     ready = block.ready(leaves_of)
     out: dict[str, dict[str, Any]] = {}
     if names:
-        wanted = {position[p]: (*s.values(), Count()) for p, s in names.items()}
-        measure, merge = programs.measure(block.fn, wanted), programs.merge(wanted)
-        total = None
-        for i, x in enumerate(streams.now):
-            found = measure(ready, x, None if settings.weights is None else settings.weights[i])
-            total = found if total is None else merge(total, found)
-        assert total is not None
-        jax.block_until_ready(total)  # so that the seconds of a transform are its own
-        for p in names:
-            out[p] = {s.name: s.result(total[position[p]][s.name]) for s in wanted[position[p]]}
+        out = _statistics(names, ready, streams.now, place)
     if crossed:
         assert streams.reference is not None
         pair = programs.pair(block.fn, tuple(sorted(position[p] for p in crossed)))
@@ -223,6 +217,36 @@ def _measured(
         for p in crossed:
             out.setdefault(p, {})["cross_gram"] = total[position[p]]
     return out
+
+
+def _measured_in_float(
+    working: Working, asked: Sequence[tuple[Transform, Sequence[str]]], place: Place
+) -> dict[str, dict[str, Any]]:
+    """The statistics of transforms that compare both streams (`Needs.paired`), of the float one."""
+    names: dict[str, dict[str, Statistic]] = {}
+    for t, paths in asked:
+        for p in paths if t.needs.paired else ():
+            names.setdefault(p, {}).update({s: as_statistic(s) for s in t.needs.statistics})
+    if not names:
+        return {}
+    assert place.streams.reference is not None
+    return _statistics(names, place.block.ready(working.reference), place.streams.reference, place)
+
+
+def _statistics(
+    names: Mapping[str, Mapping[str, Statistic]], leaves: tuple[Any, ...], values: Sequence[Any], place: Place
+) -> dict[str, dict[str, Any]]:
+    """The named statistics of each leaf's input over all batches of one stream, and its count of tokens."""
+    position = {p: i for i, p in enumerate(place.block.ids)}
+    wanted = {position[p]: (*s.values(), Count()) for p, s in names.items()}
+    measure, merge = place.programs.measure(place.block.fn, wanted), place.programs.merge(wanted)
+    weights, total = place.settings.weights, None
+    for i, x in enumerate(values):
+        found = measure(leaves, x, None if weights is None else weights[i])
+        total = found if total is None else merge(total, found)
+    assert total is not None
+    jax.block_until_ready(total)  # so that the seconds of a transform are its own
+    return {p: {s.name: s.result(total[position[p]][s.name]) for s in wanted[position[p]]} for p in names}
 
 
 def _steps(working: Working, stage: Stage, t: Transform, place: Place) -> tuple[Working, list[dict[str, Any]]]:

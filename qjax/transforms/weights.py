@@ -1,4 +1,4 @@
-"""Transforms of one weight: round-to-nearest, GPTQ, and a low-rank correction behind either.
+"""Transforms of one weight: round-to-nearest and GPTQ.
 
 The mathematics is in `qjax.solvers`; `qjax.transforms.matrices` brings it to the leaves of a model.
 """
@@ -13,12 +13,11 @@ import jax.numpy as jnp
 
 from qjax import solvers
 from qjax.formats import Format, as_format
-from qjax.operators import Factored
 from qjax.qarray import QArray
 from qjax.solvers.gptq import Factor, factor, sweep
 from qjax.solvers.group_scales import GROUPS
 from qjax.transforms.contract import Transform
-from qjax.transforms.matrices import correct_with, quantize_with
+from qjax.transforms.matrices import quantize_with
 
 
 def rtn(fmt: Format | str, *, range: Any = None) -> Transform:
@@ -78,23 +77,3 @@ def damping_warnings(arguments: Mapping[str, Any], damp: float) -> tuple[str, ..
     if dead := int(jnp.sum(factored.dead)):
         out.append(f"{dead} input channels were zero in every calibration token; their weights are set to zero")
     return tuple(out)
-
-
-def low_rank(rank: int, *, scale: Literal["none", "mean_abs"] = "none") -> Transform:
-    """Add the best rank-r factors of what quantization lost: LQER, or L²QER with scale="mean_abs" (catalogue F1).
-
-    Stands behind a weight method in the chain; needs the float reference of the leaf.
-
-    Raises:
-        ValueError: a rank below 1; above the smaller side of a leaf, `run` names the leaf's shape.
-    """
-    if rank < 1:
-        raise ValueError(f"low_rank: rank {rank}; give at least 1")
-    name = f"low_rank {rank}" + ("" if scale == "none" else " scaled")
-    return correct_with(
-        _factors, f"rank {rank}", name=name, statistics=() if scale == "none" else ("mean_abs",), rank=rank
-    )
-
-
-def _factors(w: jax.Array, now: jax.Array, rank: int, mean_abs: jax.Array | None = None) -> Factored:
-    return Factored(*solvers.low_rank(w, now, rank, scale=mean_abs))

@@ -1,8 +1,8 @@
 """AWQ's two searches from the paper's equations in float64 numpy, over the number formats of `gptq_numpy`.
 
 Lin et al., "AWQ: activation-aware weight quantization for LLM compression and acceleration" (2023), section 3.2:
-s = s_x^alpha, alpha* = argmin ‖Q(W diag(s)) diag(s)⁻¹ X - W X‖; then clipping of each group's range. Outputs are measured
-on the inputs themselves.
+s = s_x^alpha, alpha* = argmin ‖Q(W diag(s)) diag(s)⁻¹ X - W X‖; then clipping of each group's range. Outputs are
+measured on the inputs themselves.
 """
 
 from __future__ import annotations
@@ -39,7 +39,12 @@ def relative_size(w: np.ndarray, group: int) -> np.ndarray:
 
 
 def errors(
-    ws: Sequence[np.ndarray], x: np.ndarray, numbers: Numbers, group: int, alphas: Sequence[float], weights: bool = False
+    ws: Sequence[np.ndarray],
+    x: np.ndarray,
+    numbers: Numbers,
+    group: int,
+    alphas: Sequence[float],
+    weights: bool = False,
 ) -> list[float]:
     """‖X(W - Ŵ)‖² over all matrices, for every exponent."""
     relative = relative_size(np.concatenate(ws, axis=1), group) if weights else None

@@ -16,7 +16,7 @@ FORMATS = ("int4_g16", "int3_g32_affine", "nf4_g16_f32", "mxfp4", "nvfp4", "int2
 
 
 def problem(seed: int = 0, tokens: int = 4 * K, dead: int | None = None) -> tuple[jnp.ndarray, jnp.ndarray]:
-    """A weight `[K, N]` and inputs `[tokens, K]`: correlated, of unequal size, two channels far larger than the rest."""
+    """A weight `[K, N]` and inputs `[tokens, K]`: correlated, unequal, two channels far larger than the rest."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(tokens, 12)) @ rng.normal(size=(12, K)) / 3 + rng.normal(size=(tokens, K))
     x *= np.exp(0.5 * rng.normal(size=K))

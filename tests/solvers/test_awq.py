@@ -28,7 +28,9 @@ def test_the_search_is_the_papers(fmt: str, weights: bool) -> None:
     best = int(np.argmin(expected))
     assert float(found.alpha) == alphas[best]
     relative = awq_numpy.relative_size(np.concatenate(ws, axis=1), NUMBERS[fmt][1]) if weights else None
-    np.testing.assert_allclose(found.scale, awq_numpy.scale(np.asarray(x, np.float64), alphas[best], relative), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.scale, awq_numpy.scale(np.asarray(x, np.float64), alphas[best], relative), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("fmt", NUMBERS)

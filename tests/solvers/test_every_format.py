@@ -1,4 +1,4 @@
-"""Every solver in every kind of format, on a layer with outlier channels: each improves its own objective on rounding."""
+"""Solvers in every kind of format, on a layer with outlier channels: each improves its own objective on rounding."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from qjax.quantization import dequantize
 from qjax.solvers import awq, d2quant, loftq, objective, qera, rtn
 from tests.solvers.cases import FORMATS, gram, output_error, problem, quick
 
+
 def everything(fmt: str):
     def solve(w: jnp.ndarray, x: jnp.ndarray, h: jnp.ndarray) -> dict[str, jnp.ndarray]:
         found = awq.search((w,), h, jnp.mean(jnp.abs(x), axis=0), fmt, alphas=(0.0, 0.2, 0.4, 0.6, 0.8))
         dual = d2quant.dual_scale(w, fmt, steps=6)
         scales = jnp.stack([jnp.ones(w.shape[0]), found.scale, 1 / dual.scale])[:, :, None]
-        plain, searched, dually = w - dequantize(rtn(scales * w, fmt)) / scales
+        plain, searched, dually = w[None] - dequantize(rtn(scales * w[None], fmt)) / scales
         turns = loftq.alternate(w, lambda m: rtn(m, fmt), 4, steps=3)
         a, b = qera.exact(w, w - plain, h, 4)
         return {

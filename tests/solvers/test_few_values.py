@@ -114,7 +114,7 @@ def test_rank_of_a_share_of_the_spectrum() -> None:
     root = whitening.whiten(gram(x))
     s = np.linalg.svd(np.asarray(x, np.float64) @ np.asarray(w, np.float64), compute_uv=False)
     for alpha in (0.3, 0.9):
-        rank = aser.rank(w, root, alpha)
+        rank = int(aser.rank(w, root, alpha))
         assert s[: rank - 1].sum() <= alpha * s.sum() < s[:rank].sum()
     with pytest.raises(ValueError, match="between 0 and 1"):
         aser.rank(w, root, 1.0)
