@@ -239,7 +239,7 @@ def test_outliers_stand_beside_whatever_quantizes_the_rest():
 
 
 def test_few_values_and_two_widths():
-    first, second, _ = run(
+    first, _, _ = run(
         on(transforms.gobo(3, threshold=-2.0), "0/down"),
         on(transforms.power(FMT), "0/up"),
         on(transforms.mixed_groups("int2_g8_f32", "int4_g8_f32", share=0.5), "0/gate"),
