@@ -6,10 +6,52 @@ names in `__all__`.
 
 from __future__ import annotations
 
+from qjax.recipes.an2026_glowq import glowq
+from qjax.recipes.cheng2023_teq import teq
 from qjax.recipes.frantar2022_gptq import gptq
+from qjax.recipes.int8_with_float_outliers import int8_with_float_outliers
+from qjax.recipes.li2023_llm_mq import llm_mq
+from qjax.recipes.li2023_loftq import loftq
+from qjax.recipes.li2023_mixed_groups import mixed_groups
+from qjax.recipes.li2023_norm_tweaking import norm_tweaking
+from qjax.recipes.lin2023_awq import awq
+from qjax.recipes.liu2024_eora import eora
+from qjax.recipes.nagel2019_bias_correction import bias_correction
+from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
 from qjax.recipes.round_to_nearest import rtn
+from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.xiao2022_smoothquant import smoothquant
+from qjax.recipes.yan2026_d2quant import d2quant
 from qjax.recipes.yao2022_zeroquant import w8a8
+from qjax.recipes.yao2023_lorc import lorc
+from qjax.recipes.yvinec2023_nupes import nupes
+from qjax.recipes.zadeh2020_gobo import gobo
 from qjax.recipes.zhang2024_lqer import lqer
+from qjax.recipes.zhang2024_qera import qera
+from qjax.recipes.zhao2024_aser import aser
 
-__all__ = ["gptq", "lqer", "rtn", "smoothquant", "w8a8"]
+__all__ = [
+    "aser",
+    "awq",
+    "bias_correction",
+    "d2quant",
+    "eora",
+    "glowq",
+    "gobo",
+    "gptq",
+    "int8_with_float_outliers",
+    "llm_mq",
+    "loftq",
+    "lorc",
+    "lqer",
+    "mixed_groups",
+    "norm_tweaking",
+    "nupes",
+    "qera",
+    "rtn",
+    "smoothquant",
+    "smoothquant_plus",
+    "teq",
+    "unsloth_dynamic",
+    "w8a8",
+]

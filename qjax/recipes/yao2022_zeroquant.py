@@ -1,8 +1,8 @@
 """ZeroQuant, by Yao et al. 2022 (arXiv:2206.01861): 8-bit transformers with an activation scale per token.
 
-Its quantizers alone, without the distillation that makes up the rest of the paper (row G1 of the catalogue stays open):
-8-bit weights and 8-bit activations whose scale is found anew for each token.
-With one scale for all tokens it is the static-shape baseline the paper (and SmoothQuant) compares with.
+Its quantizers alone, without the distillation that makes up the rest of the paper (row G1 of the catalogue stays
+open): 8-bit weights and 8-bit activations whose scale is found anew for each token. With one scale for all tokens it
+is the static-shape baseline the paper (and SmoothQuant) compares with.
 """
 
 from __future__ import annotations

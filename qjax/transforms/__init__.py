@@ -8,6 +8,7 @@ from qjax.transforms.contract import Stage as Stage
 from qjax.transforms.contract import Transform as Transform
 from qjax.transforms.contract import chain as chain
 from qjax.transforms.contract import masked as masked
+from qjax.transforms.contract import named as named
 from qjax.transforms.contract import partition as partition
 from qjax.transforms.contract import stateless as stateless
 from qjax.transforms.corrections import bias_correction as bias_correction

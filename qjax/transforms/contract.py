@@ -14,6 +14,7 @@ online part behind (a scale in front of a matmul). Hence three nouns:
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -169,6 +170,17 @@ def masked(transform: Transform | Chain, select: Select) -> Chain:
         return t._replace(select=both)
 
     return tuple(narrow(t) for t in chain(transform))
+
+
+def named(transform: Transform | Chain, *patterns: str) -> Chain:
+    """Only the targets whose path matches one of the globs, such as "*/ffn/down" or "*/attn/[qkv]".
+
+    >>> import qjax
+    >>> q = qjax.transforms.named(qjax.rtn("int8"), "*/down")
+    >>> q[0].select("layers/3/ffn/down", None, {}), q[0].select("layers/3/ffn/up", None, {})
+    (True, False)
+    """
+    return masked(transform, lambda path, use, plan: any(fnmatch.fnmatchcase(path, p) for p in patterns))
 
 
 def partition(

@@ -1,0 +1,1 @@
+"""Studies of weight-only methods: one paper each."""
