@@ -11,8 +11,8 @@ from jax import Array
 
 from qjax import blocks
 from qjax.formats import rules
-from qjax.formats.elements import Element
 from qjax.qarray import Grid, Meta, QArray
+from qjax.rounding.values import Values
 
 Steps = tuple[Array, Array | None]
 """Scale and offset (or None) as float32."""
@@ -21,7 +21,17 @@ Steps = tuple[Array, Array | None]
 class Rounding(Protocol):
     """Chooses codes for values in units of the scale; a pytree, so that it may hold a key."""
 
-    def __call__(self, element: Element, x: Array, table: Array | None) -> Array: ...
+    def __call__(self, element: Values, x: Array, table: Array | None) -> Array: ...
+
+
+class _Integers:
+    """Every integer, its own code: what a value is rounded to before a zero point moves it."""
+
+    def encode(self, x: Array, table: Array | None = None) -> Array:
+        return jnp.round(x)
+
+    def neighbours(self, x: Array, table: Array | None = None) -> tuple[Array, Array]:
+        return jnp.floor(x), jnp.ceil(x)
 
 
 def encode_with(
@@ -41,7 +51,7 @@ def encode_with(
         z, y = _given(meta, offset), rules.quotient(x, scale)
         y = jnp.where(jnp.isnan(y), jnp.float32(0), y)
         # Rounded before the zero point moves it: ties go to even whatever the zero point is.
-        return e.encode(jnp.round(y) + z) if rounding is None else rounding(e, y + z, None)
+        return e.encode((jnp.round(y) if rounding is None else rounding(_Integers(), y, None)) + z)
     y = rules.quotient(x if meta.offset is None else x - _given(meta, offset), scale)
     return e.encode(y, table) if rounding is None else rounding(e, y, table)
 

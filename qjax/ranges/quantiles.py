@@ -48,7 +48,7 @@ def upper_quantile(x: Array, share: float, axes: tuple[int, ...], weights: Array
     share is small, so that float32 is exact enough for a share of 1e-6.
     """
     kept = tuple(1 if a - x.ndim in axes else n for a, n in enumerate(x.shape))
-    rows = _inside_last(x, axes)
+    rows = inside_last(x, axes)
     if weights is None:
         ordered = -jnp.sort(-rows, axis=-1)
         place = share * (rows.shape[-1] - 1)
@@ -56,7 +56,7 @@ def upper_quantile(x: Array, share: float, axes: tuple[int, ...], weights: Array
         value = ordered[..., first]
         after = ordered[..., min(first + 1, rows.shape[-1] - 1)]
     else:
-        w = _inside_last(jnp.broadcast_to(weights, x.shape), axes)
+        w = inside_last(jnp.broadcast_to(weights, x.shape), axes)
         order = jnp.argsort(-rows, axis=-1)
         ordered = jnp.take_along_axis(rows, order, axis=-1)
         passed = jnp.cumsum(jnp.take_along_axis(w, order, axis=-1), axis=-1)
@@ -72,7 +72,7 @@ def upper_quantile(x: Array, share: float, axes: tuple[int, ...], weights: Array
     return jnp.where(jnp.any(jnp.isnan(rows), axis=-1), jnp.float32(jnp.nan), value).reshape(kept)
 
 
-def _inside_last(x: Array, axes: tuple[int, ...]) -> Array:
+def inside_last(x: Array, axes: tuple[int, ...]) -> Array:
     """`axes` as one last axis."""
     inside = [x.ndim + a for a in axes]
     outside = [a for a in range(x.ndim) if a not in inside]

@@ -13,10 +13,11 @@ from qjax.ranges.range import Project, extremes
 
 @dataclass(frozen=True)
 class mse:
-    """Of `points` shrunken min-max ranges, 1 - shrink*i/points of the full one, the one with least sum weight |error|^norm.
+    """Of `points` shrunken min-max ranges, 1 - shrink*i/points of the full one, the one with the least error.
 
-    `norm=2.4` is what GPTQ's own search uses. Ties go to the wider range, so an exact block stays exact. A block with
-    a NaN keeps its full range, which is NaN.
+    That is the sum of weight |error|^norm as the format would decode: any element, scale storage and offset. GPTQ's own
+    search uses `norm=2.4`. Ties go to the wider range, so an exact block stays exact. A block with a NaN keeps its full
+    range, which is NaN.
     """
 
     points: int = 40

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qjax.formats.elements import Element
+from qjax.rounding.values import Values
 
 
 @jax.tree_util.register_dataclass
@@ -18,7 +18,7 @@ class Stochastic:
 
     key: Array
 
-    def __call__(self, element: Element, x: Array, table: Array | None) -> Array:
+    def __call__(self, element: Values, x: Array, table: Array | None) -> Array:
         low, high = element.neighbours(x, table)
         gap = high - low
         up = (jnp.clip(x, low, high) - low) / jnp.where(gap > 0, gap, jnp.float32(1))
