@@ -51,13 +51,16 @@ def split(x: Array, block: Block) -> tuple[Array, tuple[int, ...]]:
     return x.reshape(shape), tuple(i - len(shape) for i in inside)
 
 
-def spread(per_block: Array, core_shape: tuple[int, ...], block: Block) -> Array:
-    """One value per block [batch..., blocks of each core axis] in the shape that broadcasts against `split`."""
-    batch = per_block.ndim - len(block)
+def spread(per_block: Array, core_shape: tuple[int, ...], block: Block, trailing: int = 0) -> Array:
+    """One value per block [batch..., blocks of each core axis] in the shape that broadcasts against `split`.
+
+    `trailing` axes at the end belong to the value (the levels of a table) and stay.
+    """
+    batch = per_block.ndim - len(block) - trailing
     shape = list(per_block.shape[:batch])
-    for blocks, n, b in zip(per_block.shape[batch:], core_shape, block, strict=True):
+    for blocks, n, b in zip(per_block.shape[batch : batch + len(block)], core_shape, block, strict=True):
         shape += [blocks] if b in (FULL, n, 1) else [blocks, 1]
-    return per_block.reshape(shape)
+    return per_block.reshape(*shape, *per_block.shape[batch + len(block) :])
 
 
 def grid_shape(core_shape: tuple[int, ...], block: Block) -> tuple[int, ...]:

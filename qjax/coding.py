@@ -14,8 +14,8 @@ from qjax.formats import rules
 from qjax.qarray import Grid, Meta, QArray
 from qjax.rounding.values import Values
 
-Steps = tuple[Array, Array | None]
-"""Scale and offset (or None) as float32."""
+Steps = tuple[Array | None, Array | None]
+"""Scale and offset as float32; None where there is none."""
 
 
 class Rounding(Protocol):
@@ -37,43 +37,50 @@ class _Integers:
 def encode_with(
     meta: Meta,
     x: Array,
-    scale: Array,
+    scale: Array | None,
     offset: Array | None,
     table: Array | None = None,
     rounding: Rounding | None = None,
 ) -> Array:
     """Codes of float32 `x` elementwise; the caller has made the shapes broadcast. The inner loop of every solver.
 
-    Zero point: round(x/scale) + z, saturated; minimum: the element's code of (x - m)/scale; else of x/scale.
+    Zero point: round(x/scale) + z, saturated; minimum: the element's code of (x - m)/scale; else of x/scale, or of x
+    itself without a scale. `table` [shape that broadcasts against x, levels] replaces the element's values.
     """
     e = meta.element
     if meta.offset == "zero_point":
-        z, y = _given(meta, offset), rules.quotient(x, scale)
+        z, y = _given(meta, offset), _over(x, scale)
         y = jnp.where(jnp.isnan(y), jnp.float32(0), y)
         # Rounded before the zero point moves it: ties go to even whatever the zero point is.
         return e.encode((jnp.round(y) if rounding is None else rounding(_Integers(), y, None)) + z)
-    y = rules.quotient(x if meta.offset is None else x - _given(meta, offset), scale)
+    y = _over(x if meta.offset is None else x - _given(meta, offset), scale)
     return e.encode(y, table) if rounding is None else rounding(e, y, table)
 
 
-def decode_with(meta: Meta, codes: Array, scale: Array, offset: Array | None, table: Array | None = None) -> Array:
-    """Values of `codes` elementwise as float32: scale*(q - z), scale*q + m or scale*q."""
+def decode_with(
+    meta: Meta, codes: Array, scale: Array | None, offset: Array | None, table: Array | None = None
+) -> Array:
+    """Values of `codes` elementwise as float32: scale*(q - z), scale*q + m, scale*q, or q without a scale."""
     value = meta.element.decode(codes, table)
     if meta.offset is None:
-        return value * scale
+        return _times(value, scale)
     offset = _given(meta, offset)
-    return (value - offset) * scale if meta.offset == "zero_point" else value * scale + offset
+    return _times(value - offset, scale) if meta.offset == "zero_point" else _times(value, scale) + offset
 
 
 def steps(grid: Grid | QArray) -> Steps:
     """Scale and offset (or None) as float32 [batch..., blocks of each core axis], nested levels multiplied out."""
-    scale = functools.reduce(jnp.multiply, map(_value, grid.scales))
+    scale = functools.reduce(jnp.multiply, map(_value, grid.scales)) if grid.scales else None
     return scale, None if grid.offset is None else _value(grid.offset)
 
 
 def encode(grid: Grid, w: Array, rounding: Rounding | None = None) -> QArray:
     """`w` [batch..., core...] on a fitted grid: codes relative to its stored scales, padded as the grid says."""
-    return _on_grid(grid, w, lambda x, scale, offset: encode_with(grid.meta, x, scale, offset, grid.table, rounding))
+
+    def code(x: Array, scale: Array | None, offset: Array | None, table: Array | None) -> Array:
+        return encode_with(grid.meta, x, scale, offset, table, rounding)
+
+    return _on_grid(grid, w, code)
 
 
 def encode_scales(grid: Grid, scale: Array) -> QArray:
@@ -81,21 +88,18 @@ def encode_scales(grid: Grid, scale: Array) -> QArray:
     smallest = grid.meta.element.levels()
     smallest = jnp.float32(smallest[smallest > 0][0])
 
-    def code(x: Array, outer: Array, offset: Array | None) -> Array:
+    def code(x: Array, outer: Array | None, offset: Array | None, table: Array | None) -> Array:
         if offset is None:
-            x = jnp.maximum(x, smallest * outer)
-        return encode_with(grid.meta, x, outer, offset, grid.table)
+            x = jnp.maximum(x, _times(smallest, outer))
+        return encode_with(grid.meta, x, outer, offset, table)
 
     return _on_grid(grid, scale, code)
 
 
 def decode(q: QArray) -> Array:
     """The values of `q` in its logical shape as float32, whatever its logical dtype."""
-    core = _core(q.codes, q.meta)
-    scale, offset = steps(q)
     codes, _ = blocks.split(q.codes, q.meta.block)
-    offset = None if offset is None else blocks.spread(offset, core, q.meta.block)
-    x = decode_with(q.meta, codes, blocks.spread(scale, core, q.meta.block), offset, q.table)
+    x = decode_with(q.meta, codes, *_spread(q, q.codes.shape))
     return blocks.unpad(x.reshape(q.codes.shape), q.meta.padding)
 
 
@@ -104,19 +108,27 @@ def padded(w: Array, meta: Meta) -> Array:
     return blocks.pad(w, meta.padding, "edge" if meta.offset == "minimum" else "constant")
 
 
-def _on_grid(grid: Grid, w: Array, code: Callable[[Array, Array, Array | None], Array]) -> QArray:
-    meta = grid.meta
-    w = padded(w, meta)
-    core = _core(w, meta)
-    scale, offset = steps(grid)
-    x, _ = blocks.split(w.astype(jnp.float32), meta.block)
-    offset = None if offset is None else blocks.spread(offset, core, meta.block)
-    codes = code(x, blocks.spread(scale, core, meta.block), offset)
-    return QArray(codes.reshape(w.shape), grid.scales, grid.offset, grid.table, meta)
+def _on_grid(grid: Grid, w: Array, code: Callable[..., Array]) -> QArray:
+    w = padded(w, grid.meta)
+    x, _ = blocks.split(w.astype(jnp.float32), grid.meta.block)
+    codes = code(x, *_spread(grid, w.shape))
+    return QArray(codes.reshape(w.shape), grid.scales, grid.offset, grid.table, grid.meta)
 
 
-def _core(x: Array, meta: Meta) -> tuple[int, ...]:
-    return x.shape[x.ndim - len(meta.block) :]
+def _spread(grid: Grid | QArray, shape: tuple[int, ...]) -> tuple[Array | None, Array | None, Array | None]:
+    """Scale, offset and table against an array of `shape` whose core axes `blocks.split` has cut."""
+    block = grid.meta.block
+    core = shape[len(shape) - len(block) :]
+    scale, offset = (None if part is None else blocks.spread(part, core, block) for part in steps(grid))
+    return scale, offset, None if grid.table is None else blocks.spread(grid.table, core, block, trailing=1)
+
+
+def _over(x: Array, scale: Array | None) -> Array:
+    return x if scale is None else rules.quotient(x, scale)
+
+
+def _times(value: Array, scale: Array | None) -> Array:
+    return value if scale is None else value * scale
 
 
 def _value(child: Array | QArray) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -25,7 +27,8 @@ def fit_blocks(
 ) -> Grid:
     """The grid of `w` [batch..., core...] for resolved core `block` sizes; `axes` (negative) are the block axes.
 
-    `weights` (broadcasts against `w`) say how often each value counts for `estimate`; padding never counts.
+    `weights` (broadcasts against `w`) say how often each value counts for `estimate` and for the format's own
+    `levels`; padding never counts.
     `positive` says that `w` are scales: a zero stands for a block of zeros, which any scale serves.
     """
     batch, core = w.shape[: w.ndim - len(block)], w.shape[w.ndim - len(block) :]
@@ -34,12 +37,14 @@ def fit_blocks(
     if positive:
         peak = jnp.max(x, axis=inside, keepdims=True)
         x = jnp.where((x > 0) | jnp.isnan(x), x, jnp.where(peak == 0, jnp.float32(1), peak))
-    if any(meta.padding) and estimate is not None and weights is None:
+    if any(meta.padding) and weights is None and (estimate is not None or fmt.levels is not None):
         weights = jnp.ones(core, jnp.float32)
     if weights is not None:
         weights = jnp.broadcast_to(weights.astype(jnp.float32), w.shape)
         weights, _ = blocks.split(blocks.pad(weights, meta.padding), block)
     shape = (*batch, *blocks.grid_shape(core, block))
+    if fmt.scale is None:
+        return _with_levels(Grid((), None, None, meta), fmt, x, inside, weights, shape)
 
     level = None
     if isinstance(fmt.scale, Format):
@@ -62,6 +67,7 @@ def fit_blocks(
             return scale, None
         if fmt.offset == "zero_point":
             value, _ = steps(Grid((scale,), None, None, meta))
+            assert value is not None
             return scale, fmt.element.encode(jnp.round(rules.quotient(-low, value)))
         return scale, low.astype(_offset_dtype(fmt))
 
@@ -78,7 +84,20 @@ def fit_blocks(
     else:
         low, high = estimate(x, inside, fmt, project, weights)
     scale, offset = stored(low.reshape(shape), high.reshape(shape))
-    return Grid((scale,), offset, None, meta)
+    return _with_levels(Grid((scale,), offset, None, meta), fmt, x, inside, weights, shape)
+
+
+def _with_levels(
+    grid: Grid, fmt: Format, x: Array, inside: tuple[int, ...], weights: Array | None, shape: tuple[int, ...]
+) -> Grid:
+    """`grid` with a table for each block if the format fits them, to the split `x` in units of its scale."""
+    if fmt.levels is None:
+        return grid
+    kept = tuple(1 if a - x.ndim in inside else n for a, n in enumerate(x.shape))
+    scale, offset = (None if part is None else part.reshape(kept) for part in steps(grid))
+    x = x if offset is None else x - offset
+    x = x if scale is None else rules.quotient(x, scale)
+    return replace(grid, table=fmt.levels(x, inside, fmt, weights).reshape(*shape, -1))
 
 
 def _fit_scales(scale: Array, fmt: Format, axes: tuple[int, ...], batch: int) -> Grid:
@@ -113,9 +132,10 @@ def scale_block(fmt: Format, core: tuple[int, ...], axes: tuple[int, ...]) -> tu
 def _outer_grid(fmt: Format, outer: Steps, core: int) -> Grid:
     """A grid of scales under given steps, one per scale."""
     scale, offset = outer
-    return Grid((scale,), offset, None, Meta(fmt.element, (1,) * core, fmt.offset, dtype="float32"))
+    meta = Meta(fmt.element, (1,) * core, fmt.offset, dtype="float32")
+    return Grid(() if scale is None else (scale,), offset, None, meta)
 
 
 def _offset_dtype(fmt: Format) -> str:
     """A minimum is stored as its scale is, at the innermost level that is not itself quantized."""
-    return fmt.scale if isinstance(fmt.scale, str) else _offset_dtype(fmt.scale)
+    return _offset_dtype(fmt.scale) if isinstance(fmt.scale, Format) else fmt.scale or "float32"

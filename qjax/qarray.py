@@ -46,12 +46,13 @@ class QArray:
     """Codes on a grid of block scales; decoded by `qjax.dequantize`, never implicitly.
 
     codes  : integers [batch..., core...] in bytes, padding included.
-    scales : factors, multiplied together; each an array or itself a QArray, [batch..., blocks of each core axis].
+    scales : factors, multiplied together; each an array or itself a QArray, [batch..., blocks of each core axis];
+             () for a direct cast, whose codes are the values themselves.
     offset : zero point or minimum per block in the same shape, or None.
-    table  : the element's values if they are not its own, [batch..., levels], or None.
+    table  : the element's values if they are not its own, [batch..., blocks of each core axis, levels], or None.
     meta   : static metadata (`Meta`).
 
-    The axes before the core are batch: every child keeps them, with size 1 where it is shared.
+    The axes before the core are batch. Every child keeps all axes, with size 1 where it is shared.
     """
 
     codes: Array
@@ -118,7 +119,8 @@ def transpose(q: QArray) -> QArray:
 
     meta = replace(q.meta, block=swap(q.meta.block), padding=swap(q.meta.padding))
     offset = None if q.offset is None else child(q.offset)
-    return QArray(jnp.swapaxes(q.codes, -1, -2), tuple(map(child, q.scales)), offset, q.table, meta)
+    table = None if q.table is None else jnp.swapaxes(q.table, -2, -3)
+    return QArray(jnp.swapaxes(q.codes, -1, -2), tuple(map(child, q.scales)), offset, table, meta)
 
 
 def index(q: QArray, i: int | Array) -> QArray:
@@ -138,19 +140,19 @@ def take(q: QArray, ids: Array, axis: int) -> QArray:
         raise ValueError(f"axis must be a negative core axis, one of {tuple(range(-core, 0))}, got {axis}")
     block = q.meta.block[axis]
 
-    def child(c: Array | QArray, at: Array) -> Array | QArray:
-        if isinstance(c, QArray):
-            return take(c, at, axis)
-        return c if c.shape[axis] == 1 and block == FULL else jnp.take(c, at, axis=axis)
+    at = ids if block == 1 else ids // block  # the block of each entry
 
-    def scale(c: Array | QArray) -> Array | QArray:
-        if block == FULL:
+    def child(c: Array | QArray) -> Array | QArray:
+        if c.shape[axis] == 1:  # one block, or shared by all
             return c
-        return child(c, ids if block == 1 else ids // block)
+        return take(c, at, axis) if isinstance(c, QArray) else jnp.take(c, at, axis=axis)
 
     new = list(q.meta.block), list(q.meta.padding)
     new[0][axis] = block if block in (1, FULL) else 1
     new[1][axis] = 0
-    offset = None if q.offset is None else scale(q.offset)
+    offset = None if q.offset is None else child(q.offset)
+    table = q.table
+    if table is not None and table.shape[axis - 1] > 1:
+        table = jnp.take(table, at, axis=axis - 1)
     meta = replace(q.meta, block=tuple(new[0]), padding=tuple(new[1]))
-    return QArray(jnp.take(q.codes, ids, axis=axis), tuple(map(scale, q.scales)), offset, q.table, meta)
+    return QArray(jnp.take(q.codes, ids, axis=axis), tuple(map(child, q.scales)), offset, table, meta)

@@ -50,7 +50,8 @@ def quantize(
     `axis` is the contraction axis of a weight; `batch_axes` leading axes are independent (stacked layers, experts).
     `range` estimates each block's range (`qjax.ranges`), absmax or min-max if None; `rounding` picks codes
     (`qjax.rounding`), nearest with ties to even if None. The scale is rounded to its storage before codes are chosen.
-    `weights` (float, broadcast against `w`) say how often each value counts for `range`: its importance.
+    `weights` (float, broadcast against `w`) say how often each value counts for `range` and for a format's `levels`:
+    its importance.
 
     Zero blocks have scale 1; values beyond the range, infinities included, saturate; a NaN makes its block NaN (with
     a tensor scale, its tensor): `qjax.check` names it. An axis no whole number of blocks long is padded with zeros
@@ -96,7 +97,7 @@ def fit(
     The outer level is fitted first, from the unclipped ranges: `range` then works under it.
     """
     fmt, axes, w = _canonical(w, fmt, axis, batch_axes)
-    if outer is not None and isinstance(fmt.scale, str):
+    if outer is not None and not isinstance(fmt.scale, Format):
         raise ValueError(f"outer steps were given, but the scales of {fmt.name} are plain {fmt.scale}")
     return _fit(w, fmt, axes, batch_axes, range, outer, weights)
 
@@ -150,13 +151,12 @@ def outer_steps(grid: Grid | QArray) -> Steps | None:
 
     A solver slices them as it slices the scales and hands the piece to `fit(..., outer=)`.
     """
-    inner = grid.scales[0]
+    inner = grid.scales[0] if grid.scales else None
     if not isinstance(inner, QArray):
         return None
     core, block = inner.codes.shape[inner.codes.ndim - len(inner.meta.block) :], inner.meta.block
-    scale, offset = steps(inner)
-    offset = None if offset is None else blocks.enlarge(offset, core, block)
-    return blocks.enlarge(scale, core, block), offset
+    scale, offset = (None if step is None else blocks.enlarge(step, core, block) for step in steps(inner))
+    return scale, offset
 
 
 def stack_groups(parts: Grid, whole: Grid) -> Grid:
@@ -174,7 +174,8 @@ def stack_groups(parts: Grid, whole: Grid) -> Grid:
 
     scales = tuple(join(p, w) for p, w in zip(parts.scales, whole.scales, strict=True))
     offset = None if whole.offset is None else join(parts.offset, whole.offset)
-    return Grid(scales, offset, whole.table, whole.meta)
+    table = None if whole.table is None or parts.table is None else parts.table.reshape(whole.table.shape)
+    return Grid(scales, offset, table, whole.meta)
 
 
 def _canonical(

@@ -140,7 +140,7 @@ def _encode(value: Any, tensors: dict[str, np.ndarray], where: str) -> Any:
 
 
 class _Codes(NamedTuple):
-    """Codes that a byte each holds in memory and `bits` each on disk."""
+    """Codes that whole bytes hold in memory and `bits` each on disk."""
 
     array: jax.Array
     bits: int
@@ -148,7 +148,8 @@ class _Codes(NamedTuple):
 
 def _encode_codes(codes: _Codes, tensors: dict[str, np.ndarray]) -> Any:
     array, bits = codes
-    if bits >= 8 or not jnp.issubdtype(array.dtype, jnp.integer) or array.dtype.name in _SUB_BYTE:
+    whole = not jnp.issubdtype(array.dtype, jnp.integer) or array.dtype.name in _SUB_BYTE
+    if whole or bits >= 8 * array.dtype.itemsize:
         return _encode(array, tensors, "")
     name = str(len(tensors))
     tensors[name] = np.asarray(pack(array.reshape(-1), bits))

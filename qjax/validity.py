@@ -18,7 +18,8 @@ def check(q: QArray, name: str = "array") -> None:
     """Raises ValueError naming `name` and the part that is wrong; concrete arrays only (TypeError under a trace).
 
     Structure, shapes and batch ranks; scales finite, not zero (negative ones occur only with rule "signed"); offsets
-    finite, zero points among the codes; codes in range and none that stands for NaN or infinity.
+    finite, zero points among the codes; tables finite and ascending; codes in range and none that stands for NaN or
+    infinity.
 
     >>> from qjax.quantization import quantize
     >>> check(quantize(jnp.ones((64, 2)), "nvfp4"))
@@ -37,8 +38,8 @@ def check(q: QArray, name: str = "array") -> None:
 
 def _check_structure(q: QArray, name: str) -> None:
     meta = q.meta
-    if not q.scales:
-        raise ValueError(f"{name}: a quantized array has at least one scale")
+    if not q.scales and q.table is None and any(b != -1 for b in meta.block):
+        raise ValueError(f"{name}: blocks {meta.block} have neither scale nor table; a direct cast has whole axes")
     if (q.offset is None) != (meta.offset is None):
         raise ValueError(
             f"{name}: meta says offset {meta.offset!r}, the array has {'none' if q.offset is None else 'one'}"
@@ -52,10 +53,13 @@ def _check_structure(q: QArray, name: str) -> None:
         if p < 0 or p >= max(b, 1) + (b == -1):
             raise ValueError(f"{name}: padding {p} on core axis {axis} is not less than a block of {b}")
     if q.table is not None:
-        levels = len(meta.element.values())
-        if not isinstance(meta.element, Table) or q.table.ndim != len(q.batch_shape) + 1 or q.table.shape[-1] > levels:
+        allowed, levels = (*q.batch_shape, *blocks.grid_shape(core, meta.block)), len(meta.element.values())
+        if not isinstance(meta.element, Table) or q.table.shape[-1:] != (levels,):
             raise ValueError(f"{name}: table {q.table.shape} does not fit element {meta.element.name}")
-        if not bool(jnp.all(jnp.isfinite(q.table))) or not bool(jnp.all(jnp.diff(q.table, axis=-1) > 0)):
+        shape = q.table.shape[:-1]
+        if len(shape) != len(allowed) or any(n not in (m, 1) for n, m in zip(shape, allowed, strict=True)):
+            raise ValueError(f"{name}: table {q.table.shape} does not fit the blocks {allowed} of {levels} levels")
+        if not bool(jnp.all(jnp.isfinite(q.table))) or not bool(jnp.all(jnp.diff(q.table, axis=-1) >= 0)):
             raise ValueError(f"{name}: the table must be finite and ascending")
 
 
@@ -92,7 +96,7 @@ def _check_codes(q: QArray, name: str) -> None:
         raise ValueError(f"{name}.codes: expected integers, got {q.codes.dtype}")
     codes, values = np.asarray(q.codes).astype(np.int64), e.values()
     valid = np.isfinite(values)
-    if e.code_dtype == "int8":
+    if np.dtype(e.code_dtype).kind == "i":
         valid &= values >= e.min
         low, high = -(2 ** (e.bits - 1)), 2 ** (e.bits - 1) - 1
     else:

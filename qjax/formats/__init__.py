@@ -1,7 +1,21 @@
 """Numbers: elements, formats, their names, and packing. Knows arrays only."""
 
-from qjax.formats.elements import E2M1, E2M3, E3M2, E4M3, E5M2, E8M0, NF4, PRESETS, UE5M3, Element, element
-from qjax.formats.format import FULL, Format
+from qjax.formats.elements import (
+    BF16,
+    E2M1,
+    E2M3,
+    E3M2,
+    E4M3,
+    E5M2,
+    E8M0,
+    FP16,
+    NF4,
+    PRESETS,
+    UE5M3,
+    Element,
+    element,
+)
+from qjax.formats.format import FULL, Format, Levels
 from qjax.formats.integer import Int
 from qjax.formats.minifloat import Float
 from qjax.formats.packing import from_words, pack, unpack, words
@@ -9,6 +23,7 @@ from qjax.formats.spelling import EXAMPLES, NVFP4, as_format, describe, parse, s
 from qjax.formats.table import Table
 
 __all__ = [
+    "BF16",
     "E2M1",
     "E2M3",
     "E3M2",
@@ -16,6 +31,7 @@ __all__ = [
     "E5M2",
     "E8M0",
     "EXAMPLES",
+    "FP16",
     "FULL",
     "NF4",
     "NVFP4",
@@ -25,6 +41,7 @@ __all__ = [
     "Float",
     "Format",
     "Int",
+    "Levels",
     "Table",
     "as_format",
     "describe",

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NoReturn, get_args
+from typing import Literal, NoReturn, Protocol, get_args
+
+from jax import Array
 
 from qjax.formats.elements import Element
 from qjax.formats.integer import Int
+from qjax.formats.table import Table
 
 FULL = -1
 """Block size meaning "the whole axis", whatever its length."""
 
 Rule = Literal["absmax", "half", "signed", "minmax", "floor", "rceil", "even", "ceil"]
 Offset = Literal["zero_point", "minimum"]
+
+
+class Levels(Protocol):
+    """A hashable callable that gives every block a table of its own, fitted to its values or chosen for them.
+
+    x       : float32 values in units of the scale, cut so that `axes` (negative) lie inside a block.
+    fmt     : the format that will use the table: as many levels as `fmt.element` has.
+    weights : how often each value counts (float32, broadcasts against `x`), once if None; padding weighs nothing.
+    Returns ascending values [x with `axes` reduced to size 1, levels].
+    """
+
+    def __call__(self, x: Array, axes: tuple[int, ...], fmt: Format, weights: Array | None = None) -> Array: ...
+
 
 SCALE_DTYPES = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "float8_e4m3fn", "float8_e5m2")
 POWER_OF_TWO_RULES = ("floor", "rceil", "even", "ceil")
@@ -26,34 +42,47 @@ class Format:
     block   : elements along the block axis that share a scale; FULL is the whole axis (per channel).
     across  : elements along every other core axis that share a scale: 1 (each output its own), n (two-dimensional
               tiles), FULL. `block=FULL, across=FULL` is one scale for the whole core (per tensor).
-    scale   : storage dtype of the scales, or a Format: the scales are then quantized themselves (NVFP4, double
-              quantization). As the format of scales, an integer `block` counts scales: a tile takes as many along the
-              block axis as divide it, then as many whole columns as divide the other axis.
+    scale   : storage dtype of the scales; or a Format: the scales are then quantized themselves (NVFP4, double
+              quantization); or None: there is none, the element's values are the numbers (a cast). As the format of
+              scales, an integer `block` counts scales: a tile takes as many along the block axis as divide it, then as
+              many whole columns as divide the other axis.
     rule    : from a block's range to its scale.
               "absmax" absmax/element.max; "half" absmax/((2^b-1)/2), e.g. /7.5; "signed" signed max/-2^(b-1);
               "minmax" (max-min)/(element.max-element.min); and for power-of-two scales, exponent from absmax:
               "floor" (OCP MX), "rceil" (of absmax/element.max), "even" (absmax rounded to the element's mantissa
               first), "ceil".
     offset  : None; "zero_point": scale*(q - z), z a code, the range widened to hold 0; "minimum": scale*q + m.
+    levels  : None, or how each block gets a table of its own in place of the element's values (`Levels`); the element
+              is a `Table` then.
     """
 
     element: Element
     block: int = FULL
     across: int = 1
-    scale: str | Format = "bfloat16"
+    scale: str | Format | None = "bfloat16"
     rule: Rule = "absmax"
     offset: Offset | None = None
+    levels: Levels | None = None
 
     def __post_init__(self) -> None:
         def refuse(why: str) -> NoReturn:
             raise ValueError(f"format of {self.element.name}: {why}")
 
+        cast = self.scale is None and self.levels is None
+        if cast and self.block == FULL and self.across == 1:
+            object.__setattr__(self, "across", FULL)
         for field in ("block", "across"):
             size = getattr(self, field)
             if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != FULL):
                 refuse(f"{field} must be a positive integer or FULL, got {size!r}")
         if isinstance(self.scale, str) and self.scale not in SCALE_DTYPES:
             refuse(f"scale dtype {self.scale!r} is none of {', '.join(SCALE_DTYPES)}")
+        if cast and (self.block, self.across) != (FULL, FULL):
+            refuse("without a scale there are no blocks: block and across are FULL")
+        if self.scale is None and (self.rule, self.offset) != ("absmax", None):
+            refuse("without a scale there is nothing to choose: rule 'absmax', no offset")
+        if self.levels is not None and (self.offset == "zero_point" or not isinstance(self.element, Table)):
+            refuse("levels of its own need an element that is a Table")
         if self.rule not in get_args(Rule):
             refuse(f"scale rule {self.rule!r} is none of {', '.join(get_args(Rule))}")
         if self.offset is not None and self.offset not in get_args(Offset):
@@ -67,14 +96,16 @@ class Format:
             refuse("rule 'minmax' and an offset belong together")
         if self.offset == "zero_point" and not (integer and self.element.min == 0):
             refuse("a zero point needs an unsigned integer element (its codes are 0..2^b-1)")
-        if self.element.max <= 0 and self.rule != "signed":
+        if self.offset == "minimum" and integer and self.element.bits > 8:
+            refuse("offset 'minimum' takes codes of at most 8 bits (scale*code must be exact); use 'zero_point'")
+        if self.scale is not None and self.element.max <= 0 and self.rule != "signed":
             refuse(f"its largest value is {self.element.max}: only rule 'signed' or an offset can use it")
-        if not isinstance(self.scale, str) and self.scale.offset == "zero_point":
+        if isinstance(self.scale, Format) and self.scale.offset == "zero_point":
             refuse("scales are quantized with no offset or with offset 'minimum'")
 
     @property
     def tensor(self) -> bool:
-        """Whether one scale serves the whole core."""
+        """Whether one scale, or none, serves the whole core."""
         return self.block == FULL and self.across == FULL
 
     @property

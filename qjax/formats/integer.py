@@ -1,4 +1,4 @@
-"""Integer elements: int1..int8, full or narrow range, signed or unsigned."""
+"""Integer elements: int1..int16, full or narrow range, signed or unsigned."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jax import Array
 
 @dataclass(frozen=True)
 class Int:
-    """The integers of `bits` bits; a code is the value itself (catalogue A1, A2).
+    """The integers of `bits` bits; a code is the value itself (catalogue A1-A3).
 
     `narrow` leaves out the most negative code so that the range is symmetric; `signed=False` gives 0..2^bits-1.
-    Codes are bytes (int8 or uint8) whatever `bits` is: packing into native int4 costs XLA:CPU fifteen times the whole
-    encoding; `qjax.nbytes` counts the true bits.
+    Codes are whole bytes (int8 or uint8, above 8 bits int16 or uint16): packing into native int4 costs XLA:CPU fifteen
+    times the whole encoding; `qjax.nbytes` counts the true bits.
 
     >>> Int(4).min, Int(4).max, Int(4, narrow=True).min, Int(3, signed=False).max
     (-8.0, 7.0, -7.0, 7.0)
@@ -27,8 +27,8 @@ class Int:
     signed: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise ValueError(f"Int.bits must be 1..8, got {self.bits}")
+        if not 1 <= self.bits <= 16:
+            raise ValueError(f"Int.bits must be 1..16, got {self.bits}")
         if self.narrow and (self.bits == 1 or not self.signed):
             raise ValueError(f"a narrow range needs a signed integer of at least 2 bits, got bits={self.bits}")
 
@@ -38,7 +38,7 @@ class Int:
 
     @property
     def code_dtype(self) -> str:
-        return "int8" if self.signed else "uint8"
+        return f"{'' if self.signed else 'u'}int{8 if self.bits <= 8 else 16}"
 
     @property
     def min(self) -> float:

@@ -1,4 +1,4 @@
-"""Dense bit packing: codes of 1..8 bits in bytes, least significant bit first, element i at bit i*bits."""
+"""Dense bit packing: codes of 1..16 bits in bytes, least significant bit first, element i at bit i*bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def pack(codes: Array, bits: int) -> Array:
     """Packs integer `codes` [..., n] along the last axis into uint8 [..., ceil(n*bits/8)].
 
     Negative codes are stored in two's complement of `bits` bits; unused bits at the end are zero. Dense also for
-    3, 5, 6 and 7 bits: an element may cross a byte (the order of compressed-tensors >= 0.18 and of GPTQ).
+    3, 5, 6, 7 and more than 8 bits: an element may cross bytes (the order of compressed-tensors >= 0.18 and of GPTQ).
 
     >>> pack(jnp.array([1, 2, 3, 15], jnp.uint8), 4).tolist()
     [33, 243]
@@ -39,6 +39,8 @@ def pack(codes: Array, bits: int) -> Array:
 def unpack(packed: Array, bits: int, n: int, signed: bool = False) -> Array:
     """The inverse of `pack`: uint8 [..., m] to `n` codes along the last axis, int8 if `signed` else uint8.
 
+    Above 8 bits they are int16 or uint16.
+
     >>> unpack(pack(jnp.array([-8, 7, -1], jnp.int8), 4), 4, 3, signed=True).tolist()
     [-8, 7, -1]
     """
@@ -58,14 +60,14 @@ def unpack(packed: Array, bits: int, n: int, signed: bool = False) -> Array:
         out.append(code & jnp.uint32(2**bits - 1))
     codes = jnp.stack(out, axis=-1).reshape(*packed.shape[:-1], groups * per)[..., :n].astype(jnp.int32)
     if not signed:
-        return codes.astype(jnp.uint8)
-    return ((codes ^ (1 << (bits - 1))) - (1 << (bits - 1))).astype(jnp.int8)
+        return codes.astype(jnp.uint8 if bits <= 8 else jnp.uint16)
+    return ((codes ^ (1 << (bits - 1))) - (1 << (bits - 1))).astype(jnp.int8 if bits <= 8 else jnp.int16)
 
 
 def _unit(bits: int) -> tuple[int, int]:
     """Bytes and codes of the shortest run that ends on a byte."""
-    if not 1 <= bits <= 8:
-        raise ValueError(f"codes have 1..8 bits, got {bits}")
+    if not 1 <= bits <= 16:
+        raise ValueError(f"codes have 1..16 bits, got {bits}")
     span = math.lcm(bits, 8)
     return span // 8, span // bits
 

@@ -26,7 +26,7 @@ DOUBLE = Format(Int(8, signed=False), 256, scale="float32", rule="minmax", offse
 """Scales of scales after QLoRA: 8-bit codes in tiles of 256 with a float32 scale and a float32 minimum."""
 
 _INT = re.compile(
-    r"int([1-8])(_(?P<where>g\d+|channel|tensor))?(_(?P<rule>affine|narrow|signed|half))?(_(?P<dtype>\w+))?"
+    r"int([1-9]|1[0-6])(_(?P<where>g\d+|channel|tensor))?(_(?P<rule>affine|narrow|signed|half))?(_(?P<dtype>\w+))?"
 )
 _FP = re.compile(r"fp([4-8])_(?P<element>u?e\d+m\d+)(_(?P<where>g\d+|channel|tensor))?(_(?P<dtype>f32|bf16|f16))?")
 _MXNAME = re.compile(r"(?P<base>mxfp4|mxfp6_e3m2|mxfp6_e2m3|mxfp8_e4m3|mxfp8_e5m2|mxfp6|mxfp8|mxint8)(_(?P<rule>\w+))?")
@@ -137,6 +137,8 @@ def describe(fmt: Format | str) -> str:
     'int4 in blocks of 64, scale absmax/7.5 stored as bfloat16, no offset'
     """
     fmt = as_format(fmt)
+    if fmt.scale is None:
+        return f"{fmt.element.name} without a scale, a cast"
     where = {
         (FULL, 1): "per channel",
         (FULL, FULL): "per tensor",

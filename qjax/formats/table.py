@@ -15,8 +15,9 @@ from jax import Array
 class Table:
     """Ascending `values`; a code is an index into them (catalogue A26).
 
-    A quantized array may carry its own values (`QArray.table`, shape [batch..., len(values)]); then these are only
-    the starting point and fix the number of levels.
+    A quantized array may carry its own values (`QArray.table`); then these are only the starting point and fix the
+    number of levels. Where a method takes a `table`, its last axis is the levels and the axes before it broadcast
+    against the array.
 
     >>> Table("ternary", (-1.0, 0.0, 1.0)).bits
     2
@@ -27,8 +28,8 @@ class Table:
 
     def __post_init__(self) -> None:
         entries = np.asarray(self.entries, np.float32)
-        if not 2 <= len(entries) <= 256:
-            raise ValueError(f"table {self.name!r} has {len(entries)} values, expected 2..256")
+        if not 2 <= len(entries) <= 65536:
+            raise ValueError(f"table {self.name!r} has {len(entries)} values, expected 2..65536")
         if not np.all(np.isfinite(entries)) or not np.all(np.diff(entries) > 0) or not entries[-1] > 0:
             raise ValueError(f"the values of table {self.name!r} must be finite, ascending and end above zero")
 
@@ -38,7 +39,7 @@ class Table:
 
     @property
     def code_dtype(self) -> str:
-        return "uint8"
+        return "uint8" if self.bits <= 8 else "uint16"
 
     @property
     def min(self) -> float:
@@ -64,33 +65,19 @@ class Table:
     def encode(self, x: Array, table: Array | None = None) -> Array:
         """Codes of the entries nearest to `x` (float32): ties to the even code, saturating, NaN as zero.
 
-        `table` [batch..., levels] replaces the values; `x` is then [batch..., more axes].
+        A tie between entries of a `table` of its own goes to the higher code.
         """
         x = jnp.where(jnp.isnan(x), jnp.float32(0), x)
         if table is None:
-            cuts = [jnp.float32(cut) for cut in _thresholds(self.entries)]
+            cuts = np.asarray(_thresholds(self.entries), np.float32)
         else:
-            # A tie of a learned table goes to the higher code: its midpoints are themselves rounded to float32.
-            middle = table[..., :-1] * jnp.float32(0.5) + table[..., 1:] * jnp.float32(0.5)
-            cuts = [_against(middle[..., i], x) for i in range(len(self.entries) - 1)]
-        code = jnp.zeros(x.shape, jnp.uint8)
-        for cut in cuts:  # one vectorized compare and add a level: faster on CPU than any search or gather up to 256
-            code = code + (x >= cut).astype(jnp.uint8)
-        return code
+            # To the higher code, because these midpoints are themselves rounded to float32.
+            cuts = table[..., :-1] * jnp.float32(0.5) + table[..., 1:] * jnp.float32(0.5)
+        return place(cuts, x).astype(self.code_dtype)
 
     def decode(self, codes: Array, table: Array | None = None) -> Array:
-        """Entries of `codes` as float32; `table` [batch..., levels] replaces the values."""
-        if table is None:
-            # A tree of selects vectorizes; a gather from a small table does not.
-            leaves = [jnp.float32(value) for value in self.values()]
-        else:
-            leaves = [_against(table[..., i], codes) for i in range(len(self.entries))]
-        leaves += [leaves[-1]] * (2**self.bits - len(leaves))
-        code = codes.astype(jnp.uint8)
-        for bit in range(self.bits):
-            upper = (code & jnp.uint8(1 << bit)) != 0
-            leaves = [jnp.where(upper, b, a) for a, b in zip(leaves[::2], leaves[1::2], strict=True)]
-        return jnp.broadcast_to(leaves[0], codes.shape)
+        """Entries of `codes` as float32."""
+        return look_up(self.values() if table is None else table.astype(jnp.float32), codes)
 
     def round(self, x: Array, table: Array | None = None) -> Array:
         """`decode(encode(x))` as float32."""
@@ -107,9 +94,41 @@ class Table:
         return below, above
 
 
-def _against(entry: Array, x: Array) -> Array:
-    """One table entry [batch...] with axes appended so that it broadcasts against x [batch..., more axes]."""
-    return entry.reshape(entry.shape + (1,) * (x.ndim - entry.ndim)).astype(jnp.float32)
+def place(cuts: Array | np.ndarray, x: Array) -> Array:
+    """How many of ascending `cuts` [..., n] are at most `x`, as int32; the axes in front broadcast against `x`."""
+    n = cuts.shape[-1]
+    if n < COMPARED:  # one vectorized compare and add a cut: faster on CPU than any search or gather
+        count = jnp.zeros(x.shape, jnp.uint8)
+        for i in range(n):
+            count = count + (x >= cuts[..., i]).astype(jnp.uint8)
+        return count.astype(jnp.int32)
+    count = jnp.zeros(x.shape, jnp.int32)
+    for step in reversed(range(n.bit_length())):
+        further = count + (1 << step)
+        reached = x >= look_up(cuts, jnp.minimum(further, n) - 1)
+        count = jnp.where((further <= n) & reached, further, count)
+    return count
+
+
+def look_up(table: Array | np.ndarray, index: Array) -> Array:
+    """`table` [..., n] at `index`, whose axes the table's axes in front broadcast against."""
+    n = table.shape[-1]
+    if n <= COMPARED:  # a tree of selects vectorizes; a gather from a small table does not
+        leaves = [table[..., i] for i in range(n)]
+        leaves += [leaves[-1]] * (2 ** (n - 1).bit_length() - n)
+        code = index.astype(jnp.uint8)
+        for bit in range((n - 1).bit_length()):
+            upper = (code & jnp.uint8(1 << bit)) != 0
+            leaves = [jnp.where(upper, b, a) for a, b in zip(leaves[::2], leaves[1::2], strict=True)]
+        return jnp.broadcast_to(leaves[0], index.shape)
+    table, index = jnp.asarray(table), index.astype(jnp.int32)
+    if table.ndim == 1:
+        return jnp.take(table, index, mode="clip")
+    row = jnp.arange(table.size // n, dtype=jnp.int32).reshape(table.shape[:-1])
+    return jnp.take(table.reshape(-1), row * n + index, mode="clip")
+
+
+COMPARED = 256
 
 
 @functools.cache
@@ -119,10 +138,8 @@ def _thresholds(entries: tuple[float, ...]) -> tuple[float, ...]:
     The midpoint of two float32 is exact in float64, so that `x >= threshold` decides as exact arithmetic would.
     """
     values = np.asarray(entries, np.float32).astype(np.float64)
-    cuts = []
-    for low, middle in enumerate((values[:-1] + values[1:]) / 2):
-        cut = np.float32(middle)
-        if cut < middle or (cut == middle and low % 2 == 0):
-            cut = np.nextafter(cut, np.float32(np.inf))
-        cuts.append(float(cut))
-    return tuple(cuts)
+    middle = (values[:-1] + values[1:]) / 2
+    cuts = middle.astype(np.float32)
+    even_below = np.arange(len(cuts)) % 2 == 0
+    above = (cuts < middle) | ((cuts == middle) & even_below)
+    return tuple(np.where(above, np.nextafter(cuts, np.float32(np.inf)), cuts).tolist())

@@ -101,6 +101,8 @@ def refuse_groups(q: QArray) -> str | None:
     meta = q.meta
     if not isinstance(meta.element, Int):
         return f"its codes are {meta.element.name}, not integers"
+    if not q.scales:
+        return "it has no scale: the codes are the values"
     if len(meta.block) != 2 or meta.block[-1] != 1:
         return f"blocks {meta.block} do not lie along the inputs alone"
     return None

@@ -79,5 +79,5 @@ def _cluster(w: Array, counted: Array, *, bits: int, steps: int) -> Clusters:
 
     (_, _, table), errors = lax.scan(step, (first, jnp.float32(jnp.inf), first), None, length=steps)
     meta = Meta(element, (FULL, FULL), None, dtype=str(w.dtype))
-    grid = Grid((jnp.ones((1, 1), jnp.bfloat16),), None, table, meta)
+    grid = Grid((), None, table[None, None], meta)
     return Clusters(encode(grid, w), errors)

@@ -191,7 +191,7 @@ def _sweep(
     dtype = factored.upper.dtype
     original = jnp.where(factored.dead[:, None], 0, w.astype(jnp.float32))
     scales = group_scales.original(original, fmt, range)
-    count, size = scales.step.shape[0], group_scales.size(scales, rows)
+    count, size = group_scales.count(scales), group_scales.size(scales.grid, rows)
     if count == 1:
         groups = "static"  # one group is opened by the first row of all, when nothing has been repaired yet
 
@@ -258,11 +258,9 @@ def _matmul(a: Array, b: Array) -> Array:
 
 def _nearest(row: Array, scales: Scales, number: Array) -> Array:
     """The representable values of a group nearest to a row `[N]`, in the row's dtype."""
-    step = scales.step[number]
-    offset = None if scales.offset is None else scales.offset[number]
-    meta, table = scales.grid.meta, scales.grid.table
-    codes = encode_with(meta, row.astype(jnp.float32), step, offset, table)
-    return decode_with(meta, codes, step, offset, table).astype(row.dtype)
+    meta, parts = scales.grid.meta, group_scales.of(scales, number)
+    codes = encode_with(meta, row.astype(jnp.float32), *parts)
+    return decode_with(meta, codes, *parts).astype(row.dtype)
 
 
 @partial(jax.jit, static_argnames=("fmt", "range"))

@@ -30,29 +30,45 @@ GROUPS: tuple[Groups, ...] = ("static", "stale", "fresh")
 
 
 class Scales(NamedTuple):
-    """The grid as it will be stored, and its steps and offsets as float32 rows `[groups, N]`, ready for the sweep."""
+    """The grid as it will be stored, and its parts as float32 rows, ready for the sweep; None where it lacks one.
+
+    `step`, `offset`: `[groups, N]`; `table`: `[groups, N, levels]`; 1 for N where all columns share them.
+    """
 
     grid: Grid
-    step: Array
+    step: Array | None
     offset: Array | None
+    table: Array | None
 
 
 def original(w: Array, fmt: Format, range: Range | None) -> Scales:
     """Scales of all groups from `w [K, N]`."""
-    return _expanded(fit(w, fmt, axis=-2, range=range), w.shape[1])
+    grid = fit(w, fmt, axis=-2, range=range)
+    return _expanded(grid, -(-w.shape[0] // size(grid, w.shape[0])), w.shape[1])
 
 
-def size(scales: Scales, rows: int) -> int:
+def size(grid: Grid, rows: int) -> int:
     """Rows per group."""
-    block = scales.grid.meta.block[-2]
+    block = grid.meta.block[-2]
     return rows if block == FULL else block
+
+
+def count(scales: Scales) -> int:
+    """Number of groups."""
+    return next((part.shape[0] for part in scales[1:] if part is not None), 1)
+
+
+def of(scales: Scales, number: Array) -> tuple[Array | None, Array | None, Array | None]:
+    """Scale, offset and table of a group, against one row `[N]`."""
+    step, offset, table = (None if part is None else part[number] for part in scales[1:])
+    return step, offset, table
 
 
 def refit(scales: Scales, w: Array, where: Array, fmt: Format, range: Range | None) -> Scales:
     """The groups marked in `where [groups]` get the scales of `w [K, N]`."""
     new = fit(w, fmt, axis=-2, range=range, outer=outer_steps(scales.grid))
-    grid = _merge(scales.grid, new, lambda old, new: jnp.where(where[:, None], new, old))
-    return _expanded(grid, w.shape[1])
+    grid = _merge(scales.grid, new, lambda old, new, axis: jnp.where(_along(where, new.ndim, axis), new, old))
+    return _expanded(grid, count(scales), w.shape[1])
 
 
 def refit_one(scales: Scales, w: Array, number: Array, fmt: Format, range: Range | None) -> Scales:
@@ -60,30 +76,39 @@ def refit_one(scales: Scales, w: Array, number: Array, fmt: Format, range: Range
     outer = outer_steps(scales.grid)
     own = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, number, 1, -2), outer)
     new = fit(w, fmt, axis=-2, range=range, outer=own)
-    grid = _merge(scales.grid, new, lambda old, new: lax.dynamic_update_slice_in_dim(old, new, number, -2))
-    return _expanded(grid, w.shape[1])
+    grid = _merge(scales.grid, new, lambda old, new, axis: lax.dynamic_update_slice_in_dim(old, new, number, axis))
+    return _expanded(grid, count(scales), w.shape[1])
 
 
-def _merge(old: Grid, new: Grid, put: Callable[[Array, Array], Array]) -> Grid:
-    """The scales and offsets of `old` with those of `new` put in; a quantized scale keeps its outer level."""
+def _along(where: Array, rank: int, axis: int) -> Array:
+    """`where [groups]` along `axis` of an array of so many axes."""
+    return where.reshape([-1 if a == rank + axis else 1 for a in range(rank)])
+
+
+def _merge(old: Grid, new: Grid, put: Callable[[Array, Array, int], Array]) -> Grid:
+    """The parts of `old`, those of `new` put in along the axis of groups; a quantized scale keeps its outer level."""
 
     def child(old: Array | QArray, new: Array | QArray) -> Array | QArray:
         if isinstance(old, QArray):
             assert isinstance(new, QArray)
-            return dataclasses.replace(old, codes=put(old.codes, new.codes))
+            return dataclasses.replace(old, codes=put(old.codes, new.codes, -2))
         assert isinstance(new, Array)
-        return put(old, new)
+        return put(old, new, -2)
 
     scales = tuple(child(*pair) for pair in zip(old.scales, new.scales, strict=True))
     offset = None if old.offset is None or new.offset is None else child(old.offset, new.offset)
-    return dataclasses.replace(old, scales=scales, offset=offset)
+    table = None if old.table is None or new.table is None else put(old.table, new.table, -3)
+    return dataclasses.replace(old, scales=scales, offset=offset, table=table)
 
 
-def _expanded(grid: Grid, columns: int) -> Scales:
-    step, offset = steps(grid)
+def _expanded(grid: Grid, groups: int, columns: int) -> Scales:
+    across = grid.meta.block[-1]
 
-    def widen(x: Array) -> Array:
-        """One value a column: a block may span several columns, or all of them."""
-        return jnp.repeat(x, -(-columns // x.shape[-1]), axis=-1)[:, :columns]
+    def widen(x: Array | None) -> Array | None:
+        """One value a group, and one a column unless all columns share it; a block may span several columns."""
+        if x is None:
+            return None
+        x = jnp.broadcast_to(x, (groups, *x.shape[1:]))
+        return x if x.shape[1] == 1 else jnp.repeat(x, across, axis=1)[:, :columns]
 
-    return Scales(grid, widen(step), None if offset is None else widen(offset))
+    return Scales(grid, *map(widen, (*steps(grid), grid.table)))

@@ -63,11 +63,11 @@ def _power(w: Array, exponents: Array, gram: Array | None, *, fmt: Format) -> Po
         return jnp.sign(uniform) * jnp.abs(uniform) ** (1 / a)
 
     def error(a: Array) -> Array:
-        rest = w.astype(jnp.float32) - dequantize(encode(dataclasses.replace(grid, table=table(a)), w)).astype(
+        rest = w.astype(jnp.float32) - dequantize(encode(dataclasses.replace(grid, table=table(a)[None, None]), w)).astype(
             jnp.float32
         )
         return jnp.sum(rest * rest) if gram is None else objective(gram, rest)
 
     errors = lax.map(error, exponents)
     best = exponents[jnp.argmin(errors)]
-    return Power(encode(dataclasses.replace(grid, table=table(best)), w), best, errors)
+    return Power(encode(dataclasses.replace(grid, table=table(best)[None, None]), w), best, errors)

@@ -48,7 +48,7 @@ def test_the_named_conventions():
     [
         ("int4_64", "int4_g64"),
         ("int4_g0", "block"),
-        ("int9", "int8"),
+        ("int17", "int1"),
         ("nvpf4", "nvfp4"),
         ("mxfp4_round", "mxfp4"),
         ("fp8_e2m1", "4 bits"),

@@ -51,7 +51,8 @@ class Quantize(Map):
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        return () if self.grid is None else jax.tree.leaves(self.grid.scales)[0].shape[:-2]
+        scales = () if self.grid is None else jax.tree.leaves(self.grid.scales)
+        return scales[0].shape[:-2] if scales else ()
 
     def apply(self, x: jax.Array) -> jax.Array:
         if self.grid is not None:
@@ -68,12 +69,13 @@ def on_grid(x: jax.Array, grid: Grid) -> jax.Array:
     """Round x [..., K] to a per-tensor grid; straight-through: the derivative in x is 1, in the grid 0."""
     scale, offset = steps(grid)
 
-    def spread(step: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(step.reshape(()), x.shape)
+    def spread(step: jax.Array | None) -> jax.Array | None:
+        return None if step is None else jnp.broadcast_to(step.reshape(()), x.shape)
 
-    scale, offset = spread(scale), None if offset is None else spread(offset)
-    codes = encode_with(grid.meta, x.astype(jnp.float32), scale, offset, grid.table)
-    return decode_with(grid.meta, codes, scale, offset, grid.table).astype(x.dtype)
+    scale, offset = spread(scale), spread(offset)
+    table = None if grid.table is None else grid.table.reshape(*(1,) * x.ndim, -1)
+    codes = encode_with(grid.meta, x.astype(jnp.float32), scale, offset, table)
+    return decode_with(grid.meta, codes, scale, offset, table).astype(x.dtype)
 
 
 @on_grid.defjvp
