@@ -63,9 +63,8 @@ def _power(w: Array, exponents: Array, gram: Array | None, *, fmt: Format) -> Po
         return jnp.sign(uniform) * jnp.abs(uniform) ** (1 / a)
 
     def error(a: Array) -> Array:
-        rest = w.astype(jnp.float32) - dequantize(encode(dataclasses.replace(grid, table=table(a)[None, None]), w)).astype(
-            jnp.float32
-        )
+        values = dequantize(encode(dataclasses.replace(grid, table=table(a)[None, None]), w))
+        rest = w.astype(jnp.float32) - values.astype(jnp.float32)
         return jnp.sum(rest * rest) if gram is None else objective(gram, rest)
 
     errors = lax.map(error, exponents)
