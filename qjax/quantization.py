@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qjax import blocks, fitting
+from qjax import blocks, fitting, ggml
 from qjax.accounting import bits_per_weight, nbytes
 from qjax.coding import Rounding, Steps, decode, decode_with, encode, encode_with, steps
 from qjax.formats.format import FULL, Format
@@ -51,7 +51,7 @@ def quantize(
     `range` estimates each block's range (`qjax.ranges`), absmax or min-max if None; `rounding` picks codes
     (`qjax.rounding`), nearest with ties to even if None. The scale is rounded to its storage before codes are chosen.
     `weights` (float, broadcast against `w`) say how often each value counts for `range` and for a format's `levels`:
-    its importance.
+    its importance. The block types of ggml ("q4_k") search under them and take no `range`; see `qjax.ggml`.
 
     Zero blocks have scale 1; values beyond the range, infinities included, saturate; a NaN makes its block NaN (with
     a tensor scale, its tensor): `qjax.check` names it. An axis no whole number of blocks long is padded with zeros
@@ -76,6 +76,8 @@ def _quantize(
     batch_axes: int,
     range: Range | None,
 ) -> QArray:
+    if fmt.rule == "ggml" and range is None and rounding is None:
+        return ggml.quantize_blocks(w, ggml.type_of(fmt), axes[0], batch_axes, weights)
     return encode(_fit(w, fmt, axes, batch_axes, range, None, weights), w, rounding)
 
 
@@ -210,6 +212,13 @@ def _fit(
     outer: Steps | None,
     weights: Array | None,
 ) -> Grid:
+    if fmt.rule == "ggml":
+        if range is not None or outer is not None:
+            raise ValueError(
+                f"{fmt.name}: ggml's encoder chooses all scales of a block together, without range estimators or an "
+                "outer level given to it; leave them out (of GPTQ's groups choose 'static')"
+            )
+        return ggml.quantize_blocks(w, ggml.type_of(fmt), axes[0], batch_axes, weights).grid
     core = w.ndim - batch_axes
     block = tuple(fmt.block if axis in axes else fmt.across for axis in _negative(core))
     return fitting.fit_blocks(w, fmt, axes, block, range, outer, weights=weights)

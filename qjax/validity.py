@@ -17,20 +17,25 @@ from qjax.qarray import QArray
 def check(q: QArray, name: str = "array") -> None:
     """Raises ValueError naming `name` and the part that is wrong; concrete arrays only (TypeError under a trace).
 
-    Structure, shapes and batch ranks; scales finite, not zero (negative ones occur only with rule "signed"); offsets
-    finite, zero points among the codes; tables finite and ascending; codes in range and none that stands for NaN or
-    infinity.
+    Structure, shapes and batch ranks; scales finite, none zero above codes that stand for something (negative ones
+    occur with rules "signed" and "ggml"); offsets finite, zero points among the codes; tables finite and ascending;
+    codes in range and none that stands for NaN or infinity.
 
     >>> from qjax.quantization import quantize
     >>> check(quantize(jnp.ones((64, 2)), "nvfp4"))
     """
+    _check(q, name, inner=False)
+
+
+def _check(q: QArray, name: str, inner: bool) -> None:
+    """`inner`: these are scales or offsets; zeros above all of them at once make empty blocks, as ggml writes them."""
     if not isinstance(q, QArray):
         raise TypeError(f"{name}: expected a QArray, got {type(q).__name__}")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(q)):
         raise TypeError(f"{name}: check needs concrete arrays; call it outside jit")
     _check_structure(q, name)
     for i, scale in enumerate(q.scales):
-        _check_child(q, scale, f"{name}.scales[{i}]", scale=True)
+        _check_child(q, scale, f"{name}.scales[{i}]", scale=not inner)
     if q.offset is not None:
         _check_child(q, q.offset, f"{name}.offset", scale=False)
     _check_codes(q, name)  # last: a NaN among the weights is better told by its scale than by its codes
@@ -75,15 +80,19 @@ def _check_child(q: QArray, child: Array | QArray, name: str, scale: bool) -> No
     if any(n not in (m, 1) for n, m in zip(child.shape, allowed, strict=True)):
         raise ValueError(f"{name}: shape {tuple(child.shape)} does not fit the blocks {allowed}")
     if isinstance(child, QArray):
-        check(child, name)
+        _check(child, name, inner=True)
         return
     value = np.asarray(rules.load(child))
     if not np.all(np.isfinite(value)):
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
         raise ValueError(f"{name}: {value[at]} at {at}; the weights of that block are not finite")
     if scale and np.any(value == 0):
-        at = tuple(int(i) for i in np.argwhere(value == 0)[0])
-        raise ValueError(f"{name}: zero scale at {at}")
+        size = np.abs(np.asarray(q.meta.element.decode(q.codes)))
+        something = size > np.min(np.abs(q.meta.element.levels()))
+        lost = np.asarray(blocks.enlarge(jnp.asarray(value == 0), core, q.meta.block)) & something
+        if np.any(lost):
+            at = tuple(int(i) for i in np.argwhere(lost)[0])
+            raise ValueError(f"{name}: zero scale of the code at {at}")
     if not scale and q.meta.offset == "zero_point":
         e = q.meta.element
         if np.any(value != np.round(value)) or np.any(value < e.min) or np.any(value > e.max):

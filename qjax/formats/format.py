@@ -14,7 +14,7 @@ from qjax.formats.table import Table
 FULL = -1
 """Block size meaning "the whole axis", whatever its length."""
 
-Rule = Literal["absmax", "half", "signed", "minmax", "floor", "rceil", "even", "ceil"]
+Rule = Literal["absmax", "half", "signed", "minmax", "floor", "rceil", "even", "ceil", "ggml"]
 Offset = Literal["zero_point", "minimum"]
 
 
@@ -50,7 +50,7 @@ class Format:
               "absmax" absmax/element.max; "half" absmax/((2^b-1)/2), e.g. /7.5; "signed" signed max/-2^(b-1);
               "minmax" (max-min)/(element.max-element.min); and for power-of-two scales, exponent from absmax:
               "floor" (OCP MX), "rceil" (of absmax/element.max), "even" (absmax rounded to the element's mantissa
-              first), "ceil".
+              first), "ceil"; and "ggml": scales and codes are those of ggml's encoder for this structure (`qjax.ggml`).
     offset  : None; "zero_point": scale*(q - z), z a code, the range widened to hold 0; "minimum": scale*q + m.
     levels  : None, or how each block gets a table of its own in place of the element's values (`Levels`); the element
               is a `Table` then.
@@ -92,7 +92,7 @@ class Format:
             refuse("rule 'half' needs two bits: one signed bit holds 0 and -1, which only rule 'signed' can use")
         if self.rule in ("half", "signed") and not (integer and self.element.min < 0):
             refuse(f"rule {self.rule!r} is for signed integers")
-        if (self.rule == "minmax") != (self.offset is not None):
+        if self.rule != "ggml" and (self.rule == "minmax") != (self.offset is not None):
             refuse("rule 'minmax' and an offset belong together")
         if self.offset == "zero_point" and not (integer and self.element.min == 0):
             refuse("a zero point needs an unsigned integer element (its codes are 0..2^b-1)")

@@ -54,6 +54,16 @@ def quotient(x: Array, divisor: Array | float) -> Array:
     return x / jnp.where(jnp.isnan(x), x, jnp.broadcast_to(divisor, shape))
 
 
+def rounded(x: Array) -> Array:
+    """`x` as it is, rounded to float32 before it is used.
+
+    XLA:CPU contracts a product and the sum it enters into one operation with one rounding, and XLA makes c*b/a of
+    c/(a/b). Where results must equal those of code that rounds at every step, selecting NaN for NaN stands between (a
+    barrier or a bitcast does not).
+    """
+    return jnp.where(jnp.isnan(x), jnp.float32(jnp.nan), x)
+
+
 def _power_of_two(rule: str, e: Element, absmax: Array) -> Array:
     """2^k as float32 from the bits of absmax (OCP MX v1.0 section 6.3 and its variants); k in -126..127."""
     one, mask = jnp.int32(1), jnp.int32(0x7FFFFF)

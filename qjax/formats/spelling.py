@@ -9,6 +9,7 @@ from typing import cast
 
 from qjax.formats.elements import E2M1, E2M3, E3M2, E4M3, E5M2, NF4, Element, element
 from qjax.formats.format import FULL, POWER_OF_TWO_RULES, Format, Rule
+from qjax.formats.ggml.types import TYPES
 from qjax.formats.integer import Int
 from qjax.formats.minifloat import Float
 
@@ -30,6 +31,7 @@ _INT = re.compile(
 )
 _FP = re.compile(r"fp([4-8])_(?P<element>u?e\d+m\d+)(_(?P<where>g\d+|channel|tensor))?(_(?P<dtype>f32|bf16|f16))?")
 _MXNAME = re.compile(r"(?P<base>mxfp4|mxfp6_e3m2|mxfp6_e2m3|mxfp8_e4m3|mxfp8_e5m2|mxfp6|mxfp8|mxint8)(_(?P<rule>\w+))?")
+_GGML = {name if name not in ("mxfp4", "nvfp4") else f"ggml_{name}": kind.format for name, kind in TYPES.items()}
 _NF = re.compile(r"nf4(_(?P<where>g\d+|channel|tensor))?(_(?P<dtype>f32|bf16|f16))?")
 
 EXAMPLES = (
@@ -45,14 +47,15 @@ def parse(name: str) -> Format:
     `int{b}[_g{n}|_channel|_tensor][_affine|_narrow|_signed|_half][_f32|_bf16|_f16]` (per channel, rule half, bfloat16
     scales unless said), `fp8_e4m3[_g{n}|_channel|_tensor][_dtype]` for any minifloat, `mxfp4`, `mxfp6_e3m2`,
     `mxfp6_e2m3`, `mxfp8_e4m3`, `mxfp8_e5m2`, `mxint8` with `[_floor|_rceil|_even|_ceil]`, `nvfp4`,
-    `nf4[_g{n}|..]` (double quantized scales) and `nf4_g64_f32` (plain scales).
+    `nf4[_g{n}|..]` (double quantized scales) and `nf4_g64_f32` (plain scales); the block types of ggml by their names,
+    `q4_0`, `q4_k`, `iq4_nl`, ..., with `ggml_` in front where this project has another of that name: `ggml_mxfp4`.
 
     >>> parse("int4_g64").rule, parse("int4_g64").block, parse("mxfp4").scale
     ('half', 64, 'float8_e8m0fnu')
     """
     found = _parse(name)
     if found is None:
-        close = difflib.get_close_matches(name, EXAMPLES, n=5, cutoff=0.4)
+        close = difflib.get_close_matches(name, [*EXAMPLES, *_GGML], n=5, cutoff=0.4)
         raise ValueError(f"unknown format {name!r}; close names: {', '.join(close or EXAMPLES)}")
     return found
 
@@ -61,6 +64,10 @@ def parse(name: str) -> Format:
 def _parse(name: str) -> Format | None:
     if name == "nvfp4":
         return NVFP4
+    if name in _GGML:
+        return _GGML[name]
+    if name.startswith("ggml_") and name.removeprefix("ggml_") in TYPES:
+        return TYPES[name.removeprefix("ggml_")].format
     if (match := _INT.fullmatch(name)) and match["dtype"] in (None, *_DTYPES):
         bits, rule, dtype = int(match[1]), match["rule"], _DTYPES[match["dtype"] or "bf16"]
         block, across = _blocks(match["where"])
@@ -111,7 +118,14 @@ def spell(fmt: Format) -> str:
     where = {(FULL, 1): "", (FULL, FULL): "_tensor"}.get((fmt.block, fmt.across), f"_g{fmt.block}")
     dtype = {v: f"_{k}" for k, v in _DTYPES.items()}.get(fmt.scale if isinstance(fmt.scale, str) else "", "")
     e = fmt.element
-    names = ["nvfp4", f"nf4{where}", f"nf4{where}{dtype}", *_MX, *(f"{m}_{r}" for m in _MX for r in POWER_OF_TWO_RULES)]
+    names = [
+        *_GGML,
+        "nvfp4",
+        f"nf4{where}",
+        f"nf4{where}{dtype}",
+        *_MX,
+        *(f"{m}_{r}" for m in _MX for r in POWER_OF_TWO_RULES),
+    ]
     if isinstance(e, Int):
         base = f"int{e.bits}{where}"
         names += [base + rule + d for rule in ("", "_affine", "_narrow", "_signed") for d in ("", dtype)]
@@ -167,4 +181,5 @@ def _rule(e: Element, rule: str) -> str:
         "rceil": f"2^ceil(log2(absmax/{top})), rceil,",
         "even": f"2^(floor(log2 of absmax rounded to {e.name})-{e.top_exponent}), even,",
         "ceil": f"2^(ceil(log2 absmax)-{e.top_exponent}), ceil,",
+        "ggml": "as ggml's encoder chooses it",
     }[rule]

@@ -7,12 +7,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
+from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from jax import Array
 
+from qjax import ggml
 from qjax.models.architecture import Architecture
 from qjax.models.decoder import nest
+from qjax.qarray import QArray
 
 # GGUF name of a layer's tensor to our path below layers/<i>.
 LAYER = {
@@ -31,6 +33,8 @@ LAYER = {
     "ffn_down.weight": "ffn/down",
 }
 GLOBAL = {"token_embd.weight": "embed", "output_norm.weight": "norm/scale", "output.weight": "head"}
+# Types that hold floats, one by one.
+FLOATS = ("F32", "F16", "BF16")
 # Not parameters: Llama 3.1's frequency divisors, which become part of the architecture.
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -99,22 +103,28 @@ def read_architecture(reader: GGUFReader) -> Architecture:
     )
 
 
-def read_parameters(reader: GGUFReader, arch: Architecture) -> dict[str, Any]:
-    """All parameters as float32 arrays in the decoder's tree.
+def read_parameters(reader: GGUFReader, arch: Architecture, quantized: bool = False) -> dict[str, Any]:
+    """All parameters in the decoder's tree: float32 arrays, or with `quantized` the file's own blocks as they are.
+
+    A matrix that the file keeps in a block type is then a `QArray` whose values are exactly those of the float load;
+    what the file keeps in floats stays a float32 array.
 
     Raises:
-        ValueError: for tensors that are missing, unknown or of another shape, naming them.
+        ValueError: for tensors that are missing, unknown, of another shape or of a type with no `QArray`, naming them.
     """
-    leaves: dict[str, Array] = {}
+    leaves: dict[str, Array | QArray] = {}
     for tensor in reader.tensors:
         if tensor.name == ROPE_FACTORS:
             continue
         path = _path(tensor.name)
         if path is None:
             raise ValueError(f"the GGUF file has a tensor {tensor.name!r} that no Llama-family parameter answers to")
-        # A plain view: every slice of a memmap would pay for being one.
-        w = dequantize(np.asarray(tensor.data), tensor.tensor_type)
-        leaves[path] = jnp.asarray(_to_ours(arch, path, w))
+        if quantized and tensor.tensor_type.name not in FLOATS:
+            leaves[path] = _blocks(tensor, arch, path)
+        else:
+            # A plain view: every slice of a memmap would pay for being one.
+            w = _rows(dequantize(np.asarray(tensor.data), tensor.tensor_type), arch, path)
+            leaves[path] = jnp.asarray(w if _axis(path) == -1 or w.ndim == 1 else np.ascontiguousarray(w.T))
     return nest(checked(leaves, arch))
 
 
@@ -132,12 +142,14 @@ def cells(path: str | Path) -> dict[str, Array]:
     spacing: dict[str, Array] = {}
     for tensor in reader.tensors:
         ours = _path(tensor.name)
-        if tensor.tensor_type == GGMLQuantizationType.Q4_1 and ours is not None:
-            spacing[ours] = jnp.asarray(_to_ours(arch, ours, _q4_1_scales(tensor)))
+        if tensor.tensor_type.name == "Q4_1" and ours is not None:
+            (scale,) = _blocks(tensor, arch, ours).scales
+            assert isinstance(scale, Array)
+            spacing[ours] = scale.astype(jnp.float32)
     return spacing
 
 
-def checked(leaves: dict[str, Array], arch: Architecture) -> dict[str, Array]:
+def checked(leaves: dict[str, Any], arch: Architecture) -> dict[str, Any]:
     """The same leaves, if they are what `arch` needs: every path, each with its shape.
 
     Raises:
@@ -163,20 +175,27 @@ def _path(name: str) -> str | None:
     return f"layers/{layer}/{LAYER[local]}" if prefix == "blk" and local in LAYER else None
 
 
-def _to_ours(arch: Architecture, path: str, w: np.ndarray) -> np.ndarray:
-    """A GGUF tensor [out, in] or [out] in our layout."""
-    local = path.rpartition("/")[2]
-    if local.removesuffix("_bias") in ("q", "k"):
-        w = _unpermute(w, arch.head_dim)
-    return w if path == "embed" or w.ndim == 1 else np.ascontiguousarray(w.T)
+def _axis(path: str) -> int:
+    """Where a parameter's inputs lie: kernels are [in, out], the embedding is a table of rows."""
+    return -1 if path == "embed" else -2
 
 
-def _unpermute(w: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows from llama.cpp's order, where RoPE turns neighbours, to ours, where it turns i and i + head_dim / 2."""
-    return w.reshape(-1, head_dim // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+def _blocks(tensor: ReaderTensor, arch: Architecture, path: str) -> QArray:
+    """The tensor's bytes as a quantized array in our layout."""
+    name = tensor.tensor_type.name.lower()
+    if name not in ggml.TYPES:
+        raise ValueError(
+            f"{tensor.name} is {tensor.tensor_type.name}, which cannot be kept quantized (types that can: "
+            f"{', '.join(ggml.TYPES)}); load with quantized=False"
+        )
+    return ggml.from_bytes(jnp.asarray(_rows(np.asarray(tensor.data), arch, path)), name, _axis(path))
 
 
-def _q4_1_scales(tensor: ReaderTensor) -> np.ndarray:
-    """The scale of each block, [out, in / 32]: the first two of a block's 20 bytes."""
-    blocks = np.asarray(tensor.data).reshape(tensor.data.shape[0], -1, 20)
-    return np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[:, :, 0].astype(np.float32)
+def _rows(w: np.ndarray, arch: Architecture, path: str) -> np.ndarray:
+    """The rows (outputs) of a tensor, numbers or bytes, in our order.
+
+    llama.cpp orders those of q and k so that RoPE turns neighbours; ours turns i and i + head_dim / 2.
+    """
+    if path.rpartition("/")[2].removesuffix("_bias") not in ("q", "k"):
+        return w
+    return w.reshape(-1, arch.head_dim // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)

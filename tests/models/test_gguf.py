@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import functools
+
 import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import qjax
+from qjax import ggml
 from qjax.models import Architecture, Decoder, cells, find, load
 from qjax.models.gguf import open_gguf, read_architecture, read_parameters
 
@@ -117,6 +121,43 @@ def test_cells_are_the_spacing_of_the_grid(tmp_path, weights):
         assert (np.abs(original - w) <= 0.51 * np.asarray(d)[:, None] + 2e-3).all(), path
 
 
+def is_quantized(leaf):
+    return isinstance(leaf, qjax.QArray)
+
+
+def same_values(quantized, params):
+    """The same tree, quantized leaves standing for the very same bits; gives how many those are."""
+    pairs = list(zip(jax.tree.leaves(quantized, is_leaf=is_quantized), jax.tree.leaves(params), strict=True))
+    assert jax.tree.structure(quantized, is_leaf=is_quantized) == jax.tree.structure(params)
+    for ours, theirs in pairs:
+        ours = qjax.dequantize(ours) if is_quantized(ours) else ours
+        np.testing.assert_array_equal(np.asarray(ours).view(np.uint32), np.asarray(theirs).view(np.uint32))
+    return sum(is_quantized(ours) for ours, _ in pairs)
+
+
+def test_blocks_stay_as_they_are(tmp_path, weights):
+    """Of every matrix, with the rows of q and k in our order; and the model runs on them."""
+    write(tmp_path / "m.gguf", weights, kind=gguf.GGMLQuantizationType.Q4_1)
+    model, params, _ = load(tmp_path / "m.gguf")
+    _, quantized, _ = load(tmp_path / "m.gguf", quantized=True)
+    assert same_values(quantized, params) == 14
+    assert ggml.type_of(quantized["layers"]["1"]["attn"]["q"]).name == "q4_1"
+    tokens = jnp.asarray([[4, 5, 6, 8, 3]])
+    logits = qjax.quantized(model, strict=True)(quantized, tokens)
+    np.testing.assert_allclose(logits, model(params, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_a_type_without_a_quantized_array_is_named(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("output.weight", np.zeros((9, 136), np.uint8), raw_dtype=gguf.GGMLQuantizationType.IQ4_XS)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match=r"output.weight is IQ4_XS.*quantized=False"):
+        read_parameters(open_gguf(tmp_path / "m.gguf"), ARCH, quantized=True)
+
+
 def test_a_missing_tensor_is_named(tmp_path, weights):
     write(tmp_path / "m.gguf", weights, drop=["blk.1.ffn_up.weight"])
     with pytest.raises(ValueError, match="lacks layers/1/ffn/up"):
@@ -151,6 +192,14 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
 # SmolLM2 from its package: what tests of everything else rely on.
 
 
+@pytest.fixture(scope="module", autouse=True)
+def opened_once():
+    """Reading a vocabulary takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qjax.models.gguf.open_gguf", functools.cache(open_gguf))
+        yield
+
+
 @pytest.fixture(scope="module")
 def smollm2():
     return load()
@@ -162,6 +211,16 @@ def test_smollm2_has_the_published_sizes(smollm2):
     sizes = (arch.layers, arch.width, arch.heads, arch.kv_heads, arch.head_dim, arch.ffn, arch.vocab)
     assert sizes == (30, 576, 9, 3, 64, 1536, 49152)
     assert arch.theta == 100000.0 and arch.tied
+
+
+def test_smollm2_in_its_own_blocks(smollm2):
+    """210 matrices in Q4_1 and the embedding in Q8_0, bit for bit those of the float load, in the file's own size."""
+    _, quantized, _ = load(quantized=True)
+    assert same_values(quantized, smollm2[1]) == 211
+    kernels = [leaf for leaf in jax.tree.leaves(quantized, is_leaf=is_quantized) if is_quantized(leaf)]
+    assert {ggml.type_of(leaf).name for leaf in kernels} == {"q4_1", "q8_0"}
+    assert ggml.type_of(quantized["embed"]).name == "q8_0"
+    assert qjax.nbytes(kernels) == (134_515_008 - 61 * 576 - 49152 * 576) * 20 // 32 + 49152 * 576 * 34 // 32
 
 
 def test_smollm2_knows_a_fact(smollm2):

@@ -132,6 +132,12 @@ def test_what_cannot_be_read_is_refused(tmp_path, changes, message):
         load(tmp_path)
 
 
+def test_float_weights_have_no_blocks(tmp_path):
+    write(tmp_path, draw(ARCH, np.float32))
+    with pytest.raises(ValueError, match="float weights; quantized=True is for a GGUF file"):
+        load(tmp_path, quantized=True)
+
+
 def test_integers_are_no_weights(tmp_path):
     write(tmp_path, draw(ARCH, np.int8))
     with pytest.raises(ValueError, match="is I8"):
