@@ -232,11 +232,11 @@ def _block_axis(q: QArray, kind: Type) -> int | None:
     return None
 
 
-def _is(part: Array | QArray | None, fmt: Format | str, axis: int) -> bool:
+def _is(part: Array | QArray | None, fmt: Format | str | None, axis: int) -> bool:
     """Whether a part has the structure that a format or a storage dtype describes."""
     if isinstance(fmt, str):
         return isinstance(part, Array) and part.dtype == fmt
-    if not isinstance(part, QArray) or len(part.scales) != 1 or part.table is not None:
+    if not isinstance(part, QArray) or fmt is None or len(part.scales) != 1 or part.table is not None:
         return False
     block = tuple(fmt.block if a == axis else fmt.across for a in range(-len(part.meta.block), 0))
     same = (part.meta.element, part.meta.block, part.meta.offset) == (fmt.element, block, fmt.offset)

@@ -1,4 +1,4 @@
-"""K-quants: super-blocks of 256 numbers whose sub-blocks have quantized scales, and minima (catalogue U2).
+"""K-quants: super-blocks of 256 numbers whose sub-blocks have quantized scales, and minima (catalogue C8, U2).
 
 Functions take the numbers of a super-block along the leading axis, float32 [256, super-blocks...], with their
 importance or None, and give its parts as `rounding` does. Three steps: every sub-block looks for its scale; those are
