@@ -22,6 +22,7 @@ from qjax.operators.maps.affine_map import AffineMap as AffineMap
 from qjax.operators.maps.augment import Augment as Augment
 from qjax.operators.maps.augment import Gather as Gather
 from qjax.operators.maps.diag import Diag as Diag
+from qjax.operators.maps.frame import Frame as Frame
 from qjax.operators.maps.hadamard import Hadamard as Hadamard
 from qjax.operators.maps.kronecker import Kronecker as Kronecker
 from qjax.operators.maps.orthogonal import Block as Block

@@ -6,14 +6,26 @@ names in `__all__`.
 
 from __future__ import annotations
 
+from qjax.recipes.adepu2024_framequant import framequant
+from qjax.recipes.alternating_least_squares import alternating
 from qjax.recipes.an2026_glowq import glowq
+from qjax.recipes.badri2023_hqq import hqq
+from qjax.recipes.behdin2023_quantease import quantease
+from qjax.recipes.chee2023_quip import quip
 from qjax.recipes.cheng2023_teq import teq
+from qjax.recipes.czaja2024_frames import frames
+from qjax.recipes.dettmers2023_spqr import spqr
 from qjax.recipes.frantar2022_gptq import gptq
+from qjax.recipes.frantar2022_obq import obq
+from qjax.recipes.guo2024_decoupleq import decoupleq
 from qjax.recipes.int8_with_float_outliers import int8_with_float_outliers
+from qjax.recipes.lee2024_owq import owq
 from qjax.recipes.li2023_llm_mq import llm_mq
 from qjax.recipes.li2023_loftq import loftq
 from qjax.recipes.li2023_mixed_groups import mixed_groups
 from qjax.recipes.li2023_norm_tweaking import norm_tweaking
+from qjax.recipes.li2025_gptaq import gptaq
+from qjax.recipes.li2026_rescomp import rescomp
 from qjax.recipes.lin2023_awq import awq
 from qjax.recipes.liu2024_eora import eora
 from qjax.recipes.nagel2019_bias_correction import bias_correction
@@ -26,19 +38,27 @@ from qjax.recipes.yao2022_zeroquant import w8a8
 from qjax.recipes.yao2023_lorc import lorc
 from qjax.recipes.yvinec2023_nupes import nupes
 from qjax.recipes.zadeh2020_gobo import gobo
+from qjax.recipes.zhang2023_spfq import gpfq, spfq
 from qjax.recipes.zhang2024_lqer import lqer
 from qjax.recipes.zhang2024_qera import qera
 from qjax.recipes.zhao2024_aser import aser
 
 __all__ = [
+    "alternating",
     "aser",
     "awq",
     "bias_correction",
     "d2quant",
+    "decoupleq",
     "eora",
+    "framequant",
+    "frames",
     "glowq",
     "gobo",
+    "gpfq",
+    "gptaq",
     "gptq",
+    "hqq",
     "int8_with_float_outliers",
     "llm_mq",
     "loftq",
@@ -47,10 +67,17 @@ __all__ = [
     "mixed_groups",
     "norm_tweaking",
     "nupes",
+    "obq",
+    "owq",
     "qera",
+    "quantease",
+    "quip",
+    "rescomp",
     "rtn",
     "smoothquant",
     "smoothquant_plus",
+    "spfq",
+    "spqr",
     "teq",
     "unsloth_dynamic",
     "w8a8",

@@ -18,8 +18,8 @@ from jax import Array, lax
 
 from qjax.formats.format import Format
 from qjax.formats.spelling import as_format
-from qjax.qarray import QArray
-from qjax.quantization import decode_with, dequantize, encode, encode_with, quantize
+from qjax.qarray import Grid, QArray
+from qjax.quantization import dequantize, encode, quantize
 from qjax.ranges import Range
 from qjax.solvers import group_scales
 from qjax.solvers.group_scales import Groups, Scales
@@ -45,6 +45,17 @@ class Factor(NamedTuple):
     dead: Array
     damp: Array
     fallback: Array
+
+
+class Carry(NamedTuple):
+    """What every processed row k adds to the rows after it, besides its rounding error.
+
+    Row j gets `repaired[k, j]` times the row k that was rounded and `original[k, j]` times the row k as it was given:
+    strictly upper matrices [K, K] in the order of processing, of the factor's dtype.
+    """
+
+    repaired: Array
+    original: Array
 
 
 class Info(NamedTuple):
@@ -109,7 +120,7 @@ def factor(gram: Array, damp: float | Array = 0.01, *, order: Order = "none", dt
     """
     _require(gram.ndim == 2 and gram.shape[0] == gram.shape[1], f"gram must be one square matrix, got {gram.shape}")
     _require(order in ("none", "activation"), f"order {order!r} is neither 'none' nor 'activation'")
-    with _precision(dtype):
+    with precision(dtype):
         return _factor(gram, jnp.asarray(damp, dtype), activation=order == "activation", dtype=dtype)
 
 
@@ -121,11 +132,14 @@ def sweep(
     groups: Groups = "static",
     block: int = 128,
     range: Range | None = None,
+    grid: Grid | None = None,
+    carry: Carry | None = None,
 ) -> tuple[QArray, Array]:
     """Quantize `w [K, N]` with a factor already made: the QArray and the repaired weights that it rounds, float32.
 
     Every column of `w` is solved on its own, so weights that share an input and a format without a scale for the whole
-    tensor may be joined along N. Runs in the precision of the factor.
+    tensor may be joined along N. Runs in the precision of the factor. A `grid` of the format takes the place of scales
+    fitted here; `carry` is for methods that repair more than the rounding error (`qjax.solvers.asymmetric`).
 
     Raises:
         ValueError: shapes do not fit, or an option is unknown.
@@ -134,8 +148,8 @@ def sweep(
     _require(w.ndim == 2 and w.shape[0] == rows, f"a factor of {rows} inputs does not fit a weight of shape {w.shape}")
     _require(groups in group_scales.GROUPS, f"groups {groups!r} is none of {', '.join(group_scales.GROUPS)}")
     _require(block > 0, f"block must be positive, got {block}")
-    with _precision(str(factored.upper.dtype)):
-        return _sweep(w, factored, fmt=as_format(fmt), groups=groups, block=block, range=range)
+    with precision(str(factored.upper.dtype)):
+        return _sweep(w, factored, grid, carry, fmt=as_format(fmt), groups=groups, block=block, range=range)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -143,7 +157,7 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _precision(dtype: str) -> contextlib.AbstractContextManager[object]:
+def precision(dtype: str) -> contextlib.AbstractContextManager[object]:
     """float64 exists in jax only while x64 is on; this thread alone sees the switch."""
     _require(dtype in ("float32", "float64"), f"dtype {dtype!r} is neither 'float32' nor 'float64'")
     return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
@@ -185,12 +199,23 @@ def _factor(gram: Array, damp: Array, *, activation: bool, dtype: str) -> Factor
 
 @partial(jax.jit, static_argnames=("fmt", "groups", "block", "range"))
 def _sweep(
-    w: Array, factored: Factor, *, fmt: Format, groups: Groups, block: int, range: Range | None
+    w: Array,
+    factored: Factor,
+    grid: Grid | None,
+    carry: Carry | None,
+    *,
+    fmt: Format,
+    groups: Groups,
+    block: int,
+    range: Range | None,
 ) -> tuple[QArray, Array]:
     rows = w.shape[0]
     dtype = factored.upper.dtype
     original = jnp.where(factored.dead[:, None], 0, w.astype(jnp.float32))
-    scales = group_scales.original(original, fmt, range)
+    if grid is None:
+        scales = group_scales.original(original, fmt, range)
+    else:
+        scales, groups = group_scales.of_grid(grid, *w.shape), "static"
     count, size = group_scales.count(scales), group_scales.size(scales.grid, rows)
     if count == 1:
         groups = "static"  # one group is opened by the first row of all, when nothing has been repaired yet
@@ -199,7 +224,8 @@ def _sweep(
     block = min(block, rows)
     fill = -rows % block
     position = jnp.arange(rows + fill, dtype=jnp.int32)
-    upper = jnp.pad(factored.upper, ((0, fill), (0, fill)))
+    sent = [factored.upper] if carry is None else [factored.upper, -carry.repaired, -carry.original]
+    sent = [jnp.pad(part, ((0, fill), (0, fill))) for part in sent]
     pivot = jnp.pad(jnp.diagonal(factored.upper), (0, fill), constant_values=1)
     group = jnp.pad(factored.sequence // size, (0, fill))
     place = jnp.zeros(rows, jnp.int32).at[factored.sequence].set(position[:rows])
@@ -211,56 +237,53 @@ def _sweep(
     def repair_block(index: Array, state: tuple[Array, Scales]) -> tuple[Array, Scales]:
         work, scales = state
         start = index * block
-        spread = lax.dynamic_slice_in_dim(upper, start, block)
+        # What the rows of this block take from all rows, for each unit of their errors (and of themselves).
+        spread = jnp.concatenate([lax.dynamic_slice_in_dim(part, start, block) for part in sent])
         inner = lax.dynamic_slice_in_dim(spread, start, block, axis=1).T
         if groups == "stale":
             opened = (opening >= start) & (opening < start + block)
             scales = group_scales.refit(scales, work[place].astype(jnp.float32), opened, fmt, range)
 
-        def fresh(errors: Array, number: Array, scales: Scales) -> Scales:
+        def fresh(known: Array, number: Array, scales: Scales) -> Scales:
             rows_of_group = members[number]
             current = work.at[rows_of_group].get(mode="fill", fill_value=0)
             share = spread.at[:, rows_of_group].get(mode="fill", fill_value=0)
-            current = current - _matmul(share.T, errors)
+            current = current - _matmul(share.T, known)
             return group_scales.refit_one(scales, current.astype(jnp.float32), number, fmt, range)
 
         def repair_row(i: Array, state: tuple[Array, Array, Scales]) -> tuple[Array, Array, Scales]:
-            own, errors, scales = state
-            # Rows of `errors` from i on are still zero, so the whole column of U may be used.
-            row = own[i] - _matmul(inner[i], errors)
+            own, known, scales = state
+            # What is known of rows from i on is still zero, so the whole column may be used.
+            row = own[i] - _matmul(inner[i], known)
             number = group[start + i]
             if groups == "fresh":
                 scales = lax.cond(
-                    opening[number] == start + i, partial(fresh, errors, number), lambda scales: scales, scales
+                    opening[number] == start + i, partial(fresh, known, number), lambda scales: scales, scales
                 )
-            error = (row - _nearest(row, scales, number)) / pivot[start + i]
-            return own.at[i].set(row), errors.at[i].set(error), scales
+            error = (row - group_scales.nearest(row, scales, number)) / pivot[start + i]
+            known = known.at[i].set(error)
+            if carry is not None:
+                known = known.at[block + i].set(row).at[2 * block + i].set(given[start + i])
+            return own.at[i].set(row), known, scales
 
         own = lax.dynamic_slice_in_dim(work, start, block)
-        started = own, jnp.zeros_like(own), scales
-        own, errors, scales = lax.fori_loop(jnp.int32(0), jnp.int32(block), repair_row, started)
-        # U is upper: earlier rows get zero, later ones their share, and the block's own rows are put back as rounded.
-        work = work - _matmul(spread.T, errors)
+        started = own, jnp.zeros((len(spread), w.shape[1]), dtype), scales
+        own, known, scales = lax.fori_loop(jnp.int32(0), jnp.int32(block), repair_row, started)
+        # All is upper: earlier rows get zero, later ones their share, and the block's own rows are put back as rounded.
+        work = work - _matmul(spread.T, known)
         return lax.dynamic_update_slice_in_dim(work, own, start, 0), scales
 
-    work = jnp.pad(original[factored.sequence].astype(dtype), ((0, fill), (0, 0)))
+    given = jnp.pad(original[factored.sequence].astype(dtype), ((0, fill), (0, 0)))
     blocks = jnp.int32((rows + fill) // block)
-    work, scales = lax.fori_loop(jnp.int32(0), blocks, repair_block, (work, scales))
+    work, scales = lax.fori_loop(jnp.int32(0), blocks, repair_block, (given, scales))
     # The sweep keeps the rows it rounded, not their codes: one vectorized pass makes the same codes again.
     repaired = work[place].astype(jnp.float32)
-    grid = dataclasses.replace(scales.grid, meta=dataclasses.replace(scales.grid.meta, dtype=str(w.dtype)))
-    return encode(grid, repaired), repaired
+    meta = dataclasses.replace(scales.grid.meta, dtype=str(w.dtype))
+    return encode(dataclasses.replace(scales.grid, meta=meta), repaired), repaired
 
 
 def _matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
-def _nearest(row: Array, scales: Scales, number: Array) -> Array:
-    """The representable values of a group nearest to a row `[N]`, in the row's dtype."""
-    meta, parts = scales.grid.meta, group_scales.of(scales, number)
-    codes = encode_with(meta, row.astype(jnp.float32), *parts)
-    return decode_with(meta, codes, *parts).astype(row.dtype)
 
 
 @partial(jax.jit, static_argnames=("fmt", "range"))

@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from qjax.formats.format import Format
+from qjax.formats.format import POWER_OF_TWO_RULES, Format
 from qjax.qarray import FULL, Grid, QArray
-from qjax.quantization import fit, outer_steps, steps
+from qjax.quantization import decode_with, encode_with, fit, outer_steps, steps
 from qjax.ranges import Range
+from qjax.ranges.range import Project
 
 Groups = Literal["static", "stale", "fresh"]
 GROUPS: tuple[Groups, ...] = ("static", "stale", "fresh")
@@ -43,8 +44,12 @@ class Scales(NamedTuple):
 
 def original(w: Array, fmt: Format, range: Range | None) -> Scales:
     """Scales of all groups from `w [K, N]`."""
-    grid = fit(w, fmt, axis=-2, range=range)
-    return _expanded(grid, -(-w.shape[0] // size(grid, w.shape[0])), w.shape[1])
+    return of_grid(fit(w, fmt, axis=-2, range=range), *w.shape)
+
+
+def of_grid(grid: Grid, rows: int, columns: int) -> Scales:
+    """Scales of all groups from a grid of a matrix `[rows, columns]` that is fitted already."""
+    return _expanded(grid, -(-rows // size(grid, rows)), columns)
 
 
 def size(grid: Grid, rows: int) -> int:
@@ -64,6 +69,19 @@ def of(scales: Scales, number: Array) -> tuple[Array | None, Array | None, Array
     return step, offset, table
 
 
+def of_rows(scales: Scales, rows: int) -> tuple[Array | None, Array | None, Array | None]:
+    """Scale, offset and table of every row, against a matrix `[rows, N]`."""
+    group = jnp.arange(rows) // size(scales.grid, rows)
+    step, offset, table = (None if part is None else part[group] for part in scales[1:])
+    return step, offset, table
+
+
+def nearest(row: Array, scales: Scales, number: Array) -> Array:
+    """The representable values of a group nearest to a row `[N]`, in the row's dtype."""
+    meta, parts = scales.grid.meta, of(scales, number)
+    return decode_with(meta, encode_with(meta, row.astype(jnp.float32), *parts), *parts).astype(row.dtype)
+
+
 def refit(scales: Scales, w: Array, where: Array, fmt: Format, range: Range | None) -> Scales:
     """The groups marked in `where [groups]` get the scales of `w [K, N]`."""
     new = fit(w, fmt, axis=-2, range=range, outer=outer_steps(scales.grid))
@@ -78,6 +96,68 @@ def refit_one(scales: Scales, w: Array, number: Array, fmt: Format, range: Range
     new = fit(w, fmt, axis=-2, range=range, outer=own)
     grid = _merge(scales.grid, new, lambda old, new, axis: lax.dynamic_update_slice_in_dim(old, new, number, axis))
     return _expanded(grid, count(scales), w.shape[1])
+
+
+def asking(fmt: Format, step: Array, shift: Array | None) -> Range:
+    """A range whose scale by the rule of `fmt` is `step`, and whose offset makes 0 decode to `shift`; any shape.
+
+    What a solver wants stored: `fit` with it rounds both to their storage, under the outer level. Steps are made
+    positive, except by the rule "signed".
+    """
+    e = fmt.element
+    size = jnp.maximum(jnp.abs(step), jnp.finfo(jnp.float32).tiny)
+    if fmt.rule == "minmax":
+        assert shift is not None
+        bounds = shift, shift + size * (e.max - e.min)
+    elif fmt.rule == "signed":
+        edge = step * e.min
+        bounds = jnp.minimum(edge, 0), jnp.maximum(edge, 0)
+    elif fmt.rule in POWER_OF_TWO_RULES:
+        power = jnp.exp2(jnp.round(jnp.log2(size)))
+        top = power * (e.max if fmt.rule == "rceil" else 2.0**e.top_exponent)
+        bounds = -top, top
+    else:
+        top = size * ((2**e.bits - 1) / 2 if fmt.rule == "half" else e.max)
+        bounds = -top, top
+
+    def asked(
+        x: Array, axes: tuple[int, ...], fmt: Format, project: Project, weights: Array | None = None
+    ) -> tuple[Array, Array]:
+        return bounds
+
+    return asked
+
+
+def pool(scales: Scales, columns: int) -> Callable[[Array], Array]:
+    """The function that sums one number a column `[N]` over the columns that share a scale, one for each again."""
+    across = scales.grid.meta.block[-1]
+    across = columns if across == FULL else across
+    if across == 1:
+        return lambda x: x
+    tiles = -(-columns // across)
+
+    def summed(x: Array) -> Array:
+        x = jnp.pad(x, (0, tiles * across - columns)).reshape(tiles, across)
+        return jnp.repeat(jnp.sum(x, axis=1), across)[:columns]
+
+    return summed
+
+
+def choose(where: Array, new: Scales, old: Scales) -> Scales:
+    """The scales and offsets of `new` in the columns `where [N]`, equal for columns that share a scale."""
+    return _expanded(choose_blocks(one_a_tile(old, where)[None], new.grid, old.grid), count(old), len(where))
+
+
+def one_a_tile(scales: Scales, x: Array) -> Array:
+    """Of one number a column `[N]`, equal where columns share a scale, one for each tile."""
+    across = scales.grid.meta.block[-1]
+    return x[:: len(x) if across == FULL else across]
+
+
+def choose_blocks(where: Array, new: Grid, old: Grid) -> Grid:
+    """The scales and offsets of `new` in the blocks `where [groups (or 1), tiles of columns]`; its tables stay old."""
+    chosen = _merge(old, new, lambda old, new, axis: jnp.where(where, new, old) if axis == -2 else old)
+    return dataclasses.replace(chosen, table=old.table)
 
 
 def _along(where: Array, rank: int, axis: int) -> Array:

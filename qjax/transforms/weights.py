@@ -1,4 +1,4 @@
-"""Transforms of one weight: round-to-nearest and GPTQ.
+"""Transforms of one weight: round-to-nearest, GPTQ, and GPTQ towards the float model's output.
 
 The mathematics is in `qjax.solvers`; `qjax.transforms.matrices` brings it to the leaves of a model.
 """
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from qjax import solvers
 from qjax.formats import Format, as_format
 from qjax.qarray import QArray
+from qjax.solvers import asymmetric
 from qjax.solvers.gptq import Factor, factor, sweep
 from qjax.solvers.group_scales import GROUPS
 from qjax.transforms.contract import Transform
@@ -43,17 +44,10 @@ def gptq(
     Leaves that share an input share the factorization of their Gram matrix.
     """
     f = as_format(fmt)
-    if groups not in GROUPS or order not in ("none", "activation") or not damp >= 0:
-        raise ValueError(
-            f"gptq: groups={groups!r}, order={order!r}, damp={damp}; give one of {', '.join(GROUPS)}, "
-            "'none' or 'activation', and a damping of at least 0"
-        )
     return quantize_with(
         _swept,
         f,
-        name=f"gptq {f.name}"
-        + ("" if groups == "static" else f" {groups}")
-        + ("" if order == "none" else " act-order"),
+        name=_checked("gptq", f, groups, order, damp),
         statistics=("gram",),
         prepare=lambda gram: {"factored": factor(gram, damp, order=order, dtype=dtype)},
         warn=lambda arguments: damping_warnings(arguments, damp),
@@ -61,6 +55,53 @@ def gptq(
         block=block,
         range=range,
     )
+
+
+def gptaq(
+    fmt: Format | str,
+    *,
+    alpha: float = 0.25,
+    compensation: float = 0.0,
+    groups: Literal["static", "stale", "fresh"] = "static",
+    order: Literal["none", "activation"] = "none",
+    damp: float = 0.01,
+    block: int = 128,
+    range: Any = None,
+) -> Transform:
+    """GPTAQ, and ResComp where `compensation` is not 0 (catalogue E4, E5); see `qjax.solvers.asymmetric`.
+
+    The float stream runs beside the quantized one; leaves that share an input share the factor and both corrections.
+    """
+    f = as_format(fmt)
+
+    def prepare(gram: jax.Array, cross_gram: jax.Array) -> dict[str, Any]:
+        factored, carry = asymmetric.prepare(
+            gram, cross_gram, alpha=alpha, compensation=compensation, order=order, damp=damp
+        )
+        return {"factored": factored, "carry": carry}
+
+    return quantize_with(
+        _swept,
+        f,
+        name=_checked("rescomp" if compensation else "gptaq", f, groups, order, damp),
+        statistics=("gram", "cross_gram"),
+        prepare=prepare,
+        warn=lambda arguments: damping_warnings(arguments, damp),
+        groups=groups,
+        block=block,
+        range=range,
+    )
+
+
+def _checked(method: str, fmt: Format, groups: str, order: str, damp: float) -> str:
+    """The method's name in reports; ValueError for options of the sweep that do not exist."""
+    if groups not in GROUPS or order not in ("none", "activation") or not damp >= 0:
+        raise ValueError(
+            f"{method}: groups={groups!r}, order={order!r}, damp={damp}; give one of {', '.join(GROUPS)}, "
+            "'none' or 'activation', and a damping of at least 0"
+        )
+    parts = [method, fmt.name, "" if groups == "static" else groups, "" if order == "none" else "act-order"]
+    return " ".join(part for part in parts if part)
 
 
 def _swept(w: jax.Array, factored: Factor, fmt: Format, **options: Any) -> QArray:

@@ -12,6 +12,7 @@ from qjax.operators import (
     Augment,
     Block,
     Diag,
+    Frame,
     Gather,
     Hadamard,
     Identity,
@@ -55,6 +56,7 @@ MAPS = {
     "orthogonal": lambda *b: Orthogonal(jnp.linalg.qr(draw(5, *b, 4, 4))[0]),
     "block": lambda *b: Block(near_identity(6, *b, 3, 4, 4)),
     "affine": lambda *b: AffineMap(near_identity(7, *b, K, K), draw(8, *b, K)),
+    "frame": lambda *b: Frame(draw(9, *b, 4, 6)),
     "augment": lambda *b: Augment(jnp.broadcast_to(jnp.array([0, 0, 5]), (*b, 3))),
     "gather": lambda *b: Gather(jnp.broadcast_to(jnp.array([0, 0, 5]), (*b, 3))),
 }
@@ -72,7 +74,7 @@ def test_matrix_transpose_and_inverse(name, batch):
     np.testing.assert_allclose(y, expected, atol=1e-5)
     linear = T.transpose().transpose()
     np.testing.assert_allclose(linear.apply(x), np.asarray(x) @ np.asarray(M), atol=1e-5)
-    if name in ("augment", "gather"):
+    if name in ("augment", "gather", "frame"):
         with pytest.raises(NotInvertible):
             T.inverse()
     else:

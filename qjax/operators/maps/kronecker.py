@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,12 @@ class Kronecker(Map):
     """x @ (F_1 kron F_2 kron ...), F_i [batch..., n_i, n_i] (FlatQuant P1 x P2); K * sum(n_i) a token.
 
     `orthogonal` states that every factor is, so that the inverse is the transpose; otherwise factors are inverted.
+    `drawn` states that a key draws them again, so that they count no bits.
     """
 
     factors: tuple[jax.Array, ...]
     orthogonal: bool = field(default=False, metadata={"static": True})
+    drawn: bool = field(default=False, metadata={"static": True})
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -33,10 +35,15 @@ class Kronecker(Map):
         return batched(kronecker_product, self.factors[0].ndim - 2)(x, self.factors)
 
     def transpose(self) -> Kronecker:
-        return Kronecker(tuple(jnp.swapaxes(f, -1, -2) for f in self.factors), self.orthogonal)
+        return replace(self, factors=tuple(jnp.swapaxes(f, -1, -2) for f in self.factors))
 
     def inverse(self) -> Kronecker:
-        return self.transpose() if self.orthogonal else Kronecker(tuple(jnp.linalg.inv(f) for f in self.factors))
+        if self.orthogonal:
+            return self.transpose()
+        return replace(self, factors=tuple(jnp.linalg.inv(f) for f in self.factors))
+
+    def bits(self) -> float:
+        return 0.0 if self.drawn else Map.bits(self)
 
 
 def kronecker_product(x: jax.Array, factors: Sequence[jax.Array | np.ndarray]) -> jax.Array:
