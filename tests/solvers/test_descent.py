@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qjax import solvers
-from qjax.codebooks import kmeans
+from qjax.codebooks.kmeans import kmeans
 from qjax.dispatch import dense
 from qjax.formats import Format
 from qjax.formats.integer import Int
@@ -51,7 +51,8 @@ def test_scales_then_codes_never_raise_the_objective_in_any_format(name: str) ->
     f = FORMATS[name]
     steps = [lost(w, h, solvers.alternating(w, h, f, rounds=n, start="nearest")) for n in range(4)]
     assert all(b <= a * (1 + 1e-5) for a, b in itertools.pairwise(steps))
-    assert steps[3] < 0.75 * steps[0]
+    # Tables of their own have no scales to move: only codes.
+    assert steps[3] < (0.97 if name == "k-means" else 0.75) * steps[0]
 
 
 def test_a_row_pass_ends_where_no_single_code_can_move() -> None:
