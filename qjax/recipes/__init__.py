@@ -12,13 +12,17 @@ from qjax.recipes.an2026_glowq import glowq
 from qjax.recipes.badri2023_hqq import hqq
 from qjax.recipes.behdin2023_quantease import quantease
 from qjax.recipes.chee2023_quip import quip
+from qjax.recipes.cheng2023_signround import signround
 from qjax.recipes.cheng2023_teq import teq
 from qjax.recipes.czaja2024_frames import frames
 from qjax.recipes.dettmers2023_spqr import spqr
+from qjax.recipes.ding2023_cbq import cbq
 from qjax.recipes.frantar2022_gptq import gptq
 from qjax.recipes.frantar2022_obq import obq
 from qjax.recipes.guo2024_decoupleq import decoupleq
+from qjax.recipes.hubara2020_adaquant import adaquant
 from qjax.recipes.int8_with_float_outliers import int8_with_float_outliers
+from qjax.recipes.lee2023_flexround import flexround
 from qjax.recipes.lee2024_owq import owq
 from qjax.recipes.li2023_llm_mq import llm_mq
 from qjax.recipes.li2023_loftq import loftq
@@ -29,6 +33,7 @@ from qjax.recipes.li2026_rescomp import rescomp
 from qjax.recipes.lin2023_awq import awq
 from qjax.recipes.liu2024_eora import eora
 from qjax.recipes.nagel2019_bias_correction import bias_correction
+from qjax.recipes.nagel2020_adaround import adaround
 from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
 from qjax.recipes.round_to_nearest import rtn
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
@@ -44,13 +49,17 @@ from qjax.recipes.zhang2024_qera import qera
 from qjax.recipes.zhao2024_aser import aser
 
 __all__ = [
+    "adaquant",
+    "adaround",
     "alternating",
     "aser",
     "awq",
     "bias_correction",
+    "cbq",
     "d2quant",
     "decoupleq",
     "eora",
+    "flexround",
     "framequant",
     "frames",
     "glowq",
@@ -74,6 +83,7 @@ __all__ = [
     "quip",
     "rescomp",
     "rtn",
+    "signround",
     "smoothquant",
     "smoothquant_plus",
     "spfq",

@@ -1,5 +1,31 @@
-"""Reconstruction: make one stage's output close to its reference by gradient descent over chosen numbers."""
+"""Reconstruction: make one stage's output close to its reference by gradient descent over chosen numbers.
 
-from qjax.reconstruct.engine import Minimum, minimize
+One engine (`minimize`), and one file a published way of learning how weights are rounded: rules of a `Latent` weight.
+"""
 
-__all__ = ["Minimum", "minimize"]
+from qjax.reconstruct.adaquant import AdaQuant
+from qjax.reconstruct.adaround import AdaRound
+from qjax.reconstruct.bounded import bounded, sign_descent
+from qjax.reconstruct.distances import distribution_distance, squared_distance, squared_distance_and_kl
+from qjax.reconstruct.engine import Minimum, mean_loss, minimize
+from qjax.reconstruct.flexround import FlexRound
+from qjax.reconstruct.lora_rounding import LoRARounding
+from qjax.reconstruct.rule import Rule
+from qjax.reconstruct.signround import SignRound
+
+__all__ = [
+    "AdaQuant",
+    "AdaRound",
+    "FlexRound",
+    "LoRARounding",
+    "Minimum",
+    "Rule",
+    "SignRound",
+    "bounded",
+    "distribution_distance",
+    "mean_loss",
+    "minimize",
+    "sign_descent",
+    "squared_distance",
+    "squared_distance_and_kl",
+]

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+Loss = Callable[[Hashable, Any, Any, Any, jax.Array], jax.Array]
+"""(fn, variables, constants, item, progress) -> scalar; progress is the share of the steps taken, float32 in [0, 1]."""
+
 
 class Minimum(NamedTuple):
     """The better variables, their mean loss over the items, and the loss they began with (float32 scalars)."""
@@ -20,7 +23,7 @@ class Minimum(NamedTuple):
 
 
 def minimize(
-    loss: Callable[[Hashable, Any, Any, Any], jax.Array],
+    loss: Loss,
     fn: Hashable,
     variables: Any,
     constants: Any,
@@ -29,15 +32,17 @@ def minimize(
     optimizer: optax.GradientTransformation,
     steps: int,
     key: jax.Array,
+    judge: Loss | None = None,
 ) -> Minimum:
-    """Minimize the mean over items of `loss(fn, variables, constants, item)`; each step draws one item by key.
+    """Minimize the mean over items of `loss(fn, variables, constants, item, progress)`; a step draws an item by key.
 
-    The mean over all items is taken at the start and at the end, and the better variables are returned: a learned
-    method never gives back something worse than what it began with. `loss`, `fn` and `optimizer` are static: equal
-    stages, which share their `fn`, share one compiled step.
+    The mean of `judge` (of the loss itself, if None) over all items is taken at the start and at the end, and the
+    better variables are returned: a learned method never gives back something worse than what it began with. A relaxed
+    rounding is judged by what it rounds to. `loss`, `judge`, `fn` and `optimizer` are static: equal stages, which share
+    their `fn`, share one compiled step.
 
     Args:
-        loss: (fn, variables, constants, item) -> scalar.
+        loss: (fn, variables, constants, item, progress) -> scalar.
         fn: static and hashable, such as `Stage.fn`.
         variables: pytree of float arrays that are optimized.
         constants: pytree of what the loss reads besides, operators included.
@@ -45,6 +50,7 @@ def minimize(
         optimizer: optax, schedules included.
         steps: number of updates.
         key: for the order of the items.
+        judge: compares the end with the start, at progress 1.
 
     Raises:
         ValueError: no items, a negative number of steps, or a variable that is not floating.
@@ -58,29 +64,34 @@ def minimize(
             raise ValueError(
                 f"minimize: variable {jax.tree_util.keystr(path)} is {leaf.dtype}; only floating arrays have gradients"
             )
-    before = _mean(loss, fn, variables, constants, items)
+    judge = loss if judge is None else judge
+    before = mean_loss(judge, fn, variables, constants, items)
     state, now = optimizer.init(variables), variables
     order = jax.random.randint(key, (steps,), 0, len(items)).tolist()
-    for i in order:
-        now, state = _update(loss, fn, optimizer, now, state, constants, items[i])
-    after = _mean(loss, fn, now, constants, items)
+    for i, item in enumerate(order):
+        progress = jnp.float32(i / max(steps, 1))
+        now, state = _update(loss, fn, optimizer, now, state, constants, items[item], progress)
+    after = mean_loss(judge, fn, now, constants, items)
     better = after < before  # False for NaN too
     best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, variables)
     return Minimum(best, jnp.where(better, after, before), before)
 
 
+def mean_loss(loss: Loss, fn: Hashable, variables: Any, constants: Any, items: Sequence[Any]) -> jax.Array:
+    """The mean over all items of the loss at progress 1, float32."""
+    return jnp.mean(jnp.stack([_value(loss, fn, variables, constants, item, jnp.float32(1)) for item in items]))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _update(loss: Any, fn: Any, optimizer: Any, variables: Any, state: Any, constants: Any, item: Any) -> Any:
-    gradient = jax.grad(lambda v: loss(fn, v, constants, item))(variables)
+def _update(
+    loss: Any, fn: Any, optimizer: Any, variables: Any, state: Any, constants: Any, item: Any, progress: jax.Array
+) -> Any:
+    gradient = jax.grad(lambda v: loss(fn, v, constants, item, progress))(variables)
     with jax.numpy_dtype_promotion("standard"):  # optax divides integers by floats, which strict promotion refuses
         updates, state = optimizer.update(gradient, state, variables)
     return optax.apply_updates(variables, updates), state
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _value(loss: Any, fn: Any, variables: Any, constants: Any, item: Any) -> jax.Array:
-    return loss(fn, variables, constants, item).astype(jnp.float32)
-
-
-def _mean(loss: Any, fn: Any, variables: Any, constants: Any, items: Sequence[Any]) -> jax.Array:
-    return jnp.mean(jnp.stack([_value(loss, fn, variables, constants, item) for item in items]))
+def _value(loss: Any, fn: Any, variables: Any, constants: Any, item: Any, progress: jax.Array) -> jax.Array:
+    return loss(fn, variables, constants, item, progress).astype(jnp.float32)

@@ -17,6 +17,7 @@ from qjax.transforms.corrections import norm_tweak as norm_tweak
 from qjax.transforms.edits import NotEquivalent as NotEquivalent
 from qjax.transforms.engine import plan as plan
 from qjax.transforms.engine import run as run
+from qjax.transforms.learning import learn as learn
 from qjax.transforms.low_rank import alternate as alternate
 from qjax.transforms.low_rank import aser as aser
 from qjax.transforms.low_rank import low_rank as low_rank

@@ -12,7 +12,7 @@ import optax
 
 from qjax import dispatch
 from qjax.operators import Diag, Post, Pre, Shift
-from qjax.reconstruct import minimize
+from qjax.reconstruct import distribution_distance, minimize
 from qjax.trace.use import Use
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
 from qjax.transforms.leaves import Core, transport
@@ -116,22 +116,15 @@ class _Distribution:
 
     members: tuple[tuple[int, str, Use], ...]
 
-    def __call__(self, fn: Any, variables: Mapping[str, jax.Array], constants: Any, item: Any) -> jax.Array:
+    def __call__(
+        self, fn: Any, variables: Mapping[str, jax.Array], constants: Any, item: Any, progress: jax.Array
+    ) -> jax.Array:
+        del progress
         leaves = list(constants)
         x, y = item
         for i, group, use in self.members:
             leaves[i] = in_front(Diag(variables[group]), leaves[i], use)
         return distribution_distance(fn(tuple(leaves), x), y)
-
-
-def distribution_distance(outputs: Any, targets: Any) -> jax.Array:
-    """Mean over channels of |mean - mean'| + |variance - variance'|, of every floating leaf [..., tokens, channels]."""
-    total = jnp.float32(0)
-    for a, b in zip(jax.tree.leaves(outputs), jax.tree.leaves(targets), strict=True):
-        if jnp.issubdtype(a.dtype, jnp.floating) and a.ndim > 1:
-            a, b = (v.astype(jnp.float32).reshape(-1, v.shape[-1]) for v in (a, b))
-            total += jnp.mean(jnp.abs(a.mean(0) - b.mean(0)) + jnp.abs(a.var(0) - b.var(0)))
-    return total
 
 
 def in_front(m: Any, leaf: Any, use: Use) -> Any:

@@ -15,7 +15,7 @@ from qjax.formats import Format, as_format
 from qjax.operators import Diag
 from qjax.operators.operator import batched
 from qjax.quantization import fake_quantize
-from qjax.reconstruct import minimize
+from qjax.reconstruct import minimize, squared_distance
 from qjax.solvers import awq as awq_solver
 from qjax.solvers import d2quant
 from qjax.trace.use import Use
@@ -153,15 +153,6 @@ def _scorer(stage: Stage) -> Callable[[tuple[Any, ...], Any], jax.Array]:
     return lambda leaves, x: distance(leaves, reference, x)
 
 
-def squared_distance(outputs: Any, targets: Any) -> jax.Array:
-    """Sum over all floating leaves of the mean squared difference, float32."""
-    total = jnp.float32(0)
-    for a, b in zip(jax.tree.leaves(outputs), jax.tree.leaves(targets), strict=True):
-        if jnp.issubdtype(a.dtype, jnp.floating):
-            total += jnp.mean(jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)))
-    return total
-
-
 def learned_scale(fmt: Format | str, *, steps: int = 200, rate: float = 1e-3) -> Transform:
     """Learn the input scales of a block by descent through rounding in `fmt`: TEQ (catalogue E17).
 
@@ -207,7 +198,10 @@ class _Scaled:
     fmt: Format
     members: tuple[tuple[int, str, Use], ...]
 
-    def __call__(self, fn: Any, variables: Mapping[str, jax.Array], constants: Any, item: Any) -> jax.Array:
+    def __call__(
+        self, fn: Any, variables: Mapping[str, jax.Array], constants: Any, item: Any, progress: jax.Array
+    ) -> jax.Array:
+        del progress
         leaves, matrices = list(constants[0]), constants[1]
         x, y = item
         for i, group, use in self.members:

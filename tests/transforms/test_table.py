@@ -130,7 +130,7 @@ def test_rotation_chosen_by_loss():
     np.testing.assert_allclose(error(p, q), min(losses.values()), rtol=1e-4)
 
 
-def _clipped_error(fn, variables, constants, item):
+def _clipped_error(fn, variables, constants, item, progress):
     x, want = item
     leaves = tuple(
         leaf if v is None else qjax.fake_quantize(leaf * v, "int3_g8_f32") / v

@@ -1,0 +1,199 @@
+"""Learned rounding as a transform: a rule of `qjax.reconstruct`, a loss on the output of a leaf, block or window."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qjax import dispatch
+from qjax.operators import Latent
+from qjax.qarray import QArray
+from qjax.quantization import bits_per_weight
+from qjax.reconstruct import Rule, mean_loss, minimize, squared_distance
+from qjax.reconstruct.distances import floating
+from qjax.reconstruct.rule import latents, rule_of, settled, with_variables
+from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
+from qjax.transforms.leaves import Core, transport
+
+Distance = Callable[[Any, Any], jax.Array]
+
+
+def learn(
+    rule: Rule,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    scope: Literal["leaf", "block", "window"] = "block",
+    window: int = 2,
+    distance: Distance = squared_distance,
+) -> Transform:
+    """Round each target by a learned rule (`AdaRound`, `SignRound`, `FlexRound`, `AdaQuant`, `LoRARounding`).
+
+    The variables of all targets of a stage are learned together, by `steps` of `optimizer`, so that what the stage
+    gives on the quantized stream is near what the float model gives on its own. Rules start from rounding to nearest,
+    and the stage keeps that where nothing better was found.
+
+    Args:
+        rule: how weights are rounded; it holds the format.
+        optimizer: optax; the rules' variables are dictionaries of named arrays.
+        steps: number of updates a stage, each on one calibration batch.
+        scope: "leaf" minimizes tr(E^T H E) of one matrix from its Gram matrix H; "block" the error of a block's
+            output; "window" that of `window` blocks in a row, a block being learned again in every window it is in.
+        window: blocks in a window.
+        distance: (outputs, targets) -> scalar, for block and window.
+
+    `error_before` and `error_after` of the report are relative output errors of the stage, with all its leaves rounded
+    to nearest and as learned.
+
+    Raises:
+        ValueError: a leaf that is quantized already; names it.
+    """
+    if scope == "leaf":
+        return stateless(_name(rule, scope), "leaf", _leafwise(rule, optimizer, steps), Needs(statistics=("gram",)))
+    needs = Needs(streams=True, window=window if scope == "window" else 1)
+    edit = _blockwise(rule, optimizer, steps, scope, distance)
+    return stateless(_name(rule, scope), scope, edit, needs)
+
+
+def _name(rule: Rule, scope: str) -> str:
+    return f"{type(rule).__name__} {rule.format.name} {scope}"
+
+
+def _leafwise(rule: Rule, optimizer: Any, steps: int) -> Callable[[Stage, jax.Array], Edit]:
+    losses = _losses(_gram_error)
+
+    def edit(stage: Stage, key: jax.Array) -> Edit:
+        (path,) = stage.targets
+        core, w = _float(path, stage, again=False)
+        gram = transport(path, core.maps, stage.statistics[path])["gram"].astype(jnp.float32)
+        latent = Latent(w, _begun(rule, w, key), rule)
+        found, before = _learned(losses, None, (latent,), [gram], optimizer, steps, key)
+        q = _hardened(latent, found.variables[0])
+        return Edit(
+            params={path: core.holding(q).leaf()},
+            rows={path: _row(rule, q, before, found.loss, jnp.sum(w * (gram @ w)))},
+        )
+
+    return edit
+
+
+def _blockwise(
+    rule: Rule, optimizer: Any, steps: int, scope: str, distance: Distance
+) -> Callable[[Stage, jax.Array], Edit]:
+    def error(fn: Any, leaves: Any, item: Any) -> jax.Array:
+        x, want = item
+        return distance(fn(leaves, x), want)
+
+    losses = _losses(error)
+
+    def edit(stage: Stage, key: jax.Array) -> Edit:
+        cores = {path: _float(path, stage, again=scope == "window") for path in stage.targets}
+        made = {
+            path: Latent(w, _begun(rule, w, jax.random.fold_in(key, i)), rule)
+            for i, (path, (_, w)) in enumerate(cores.items())
+        }
+        leaves = tuple(cores[p][0].holding(made[p]).leaf() if p in made else leaf for p, leaf in stage.params.items())
+        items = list(zip(stage.inputs, stage.reference_outputs, strict=True))
+        found, before = _learned(losses, stage.fn, leaves, items, optimizer, steps, key)
+        size = _size(stage.reference_inputs[0], stage.reference_outputs)
+        params, rows = {}, {}
+        for path, variables in zip((p for p in stage.params if p in made), found.variables, strict=True):
+            q = _hardened(made[path], variables)
+            params[path] = cores[path][0].holding(q).leaf()
+            rows[path] = _row(rule, q, before, found.loss, size)
+        return Edit(params=params, rows=rows)
+
+    return edit
+
+
+def _learned(losses: Any, fn: Any, leaves: Any, items: Any, optimizer: Any, steps: int, key: jax.Array) -> Any:
+    """The best variables and the error of rounding to nearest, which is also the unit of the loss."""
+    loss, judge = losses
+    variables = tuple(latent.theta["variables"] for latent in latents(leaves))
+    constants = {"leaves": leaves, "unit": jnp.float32(1)}
+    before = mean_loss(judge, fn, variables, constants, items)
+    # Hidden states have no common scale; relative to rounding to nearest, penalties mean the same everywhere.
+    constants["unit"] = jnp.where(before > 0, 1.0 / jnp.where(before > 0, before, 1.0), 1.0)
+    found = minimize(
+        loss, fn, variables, constants, items, optimizer=optimizer, steps=steps, key=key, judge=judge
+    )  # fmt: skip
+    return found, before
+
+
+def _losses(error: Any) -> tuple[Any, Any]:
+    """What is minimized, and what is compared: the error of relaxed choices with their penalties, of settled ones bare.
+
+    Made once a transform: they are static, and equal stages then share one compiled step.
+    """
+
+    def loss(fn: Any, variables: Any, constants: Any, item: Any, progress: jax.Array) -> jax.Array:
+        leaves = with_variables(constants["leaves"], variables)
+        penalties = jnp.stack([rule_of(latent).penalty(latent.theta, progress) for latent in latents(leaves)])
+        return error(fn, leaves, item) * constants["unit"] + jnp.mean(penalties)
+
+    def judge(fn: Any, variables: Any, constants: Any, item: Any, progress: jax.Array) -> jax.Array:
+        del progress
+        return error(fn, settled(with_variables(constants["leaves"], variables)), item)
+
+    return loss, judge
+
+
+def _gram_error(fn: Any, leaves: Any, gram: jax.Array) -> jax.Array:
+    """tr(E^T H E) of one latent matrix."""
+    del fn
+    (latent,) = leaves
+    error = latent.w.astype(jnp.float32) - latent.rule.forward(latent.w, latent.theta)
+    return jnp.sum(error * (gram @ error))
+
+
+def _float(path: str, stage: Stage, again: bool) -> tuple[Core, jax.Array]:
+    """The maps in front of a leaf as it is now, and its float core. `again`: the leaf may hold an earlier result."""
+    core = Core.of(stage.params[path], stage.uses[path])
+    if dispatch.is_operator(core.matrix) and not (again and isinstance(core.matrix, QArray)):
+        raise ValueError(
+            f"{path}: already holds {type(core.matrix).__name__}; a second weight method would quantize it twice "
+            "(select other leaves with qjax.masked or qjax.partition)"
+        )
+    matrix = Core.of(stage.reference[path], stage.uses[path]).matrix
+    return core, jnp.asarray(matrix).astype(jnp.float32)
+
+
+def _hardened(latent: Latent, variables: Any) -> QArray:
+    rule = rule_of(latent)
+    return _harden(rule, latent.w, rule.settle({**latent.theta, "variables": variables}))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _begun(rule: Rule, w: jax.Array, key: jax.Array) -> Any:
+    return rule.init(w, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _harden(rule: Rule, w: jax.Array, theta: Any) -> QArray:
+    return rule.harden(w, theta)
+
+
+def _size(x: Any, outputs: Any) -> jax.Array:
+    """Mean square of what a stage puts out, without the values it only hands on (rotary tables)."""
+    handed = floating(x)
+
+    def own(a: jax.Array) -> bool:
+        return not any(a.shape == b.shape and bool(jnp.array_equal(a, b)) for b in handed)
+
+    keep = [own(a) for a in floating(outputs[0])]
+    return jnp.mean(jnp.stack([jnp.mean(a * a) for y in outputs for a, k in zip(floating(y), keep, strict=True) if k]))
+
+
+def _row(rule: Rule, q: QArray, before: jax.Array, after: jax.Array, size: jax.Array) -> dict[str, Any]:
+    return {
+        "format": rule.format.name,
+        "bits": bits_per_weight(q),
+        "error_before": math.sqrt(float(before / size)),
+        "error_after": math.sqrt(float(after / size)),
+    }
