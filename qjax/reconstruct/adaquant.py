@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from qjax import blocks
 from qjax.formats.format import Format
 from qjax.qarray import QArray
-from qjax.quantization import encode, fit, steps
+from qjax.quantization import encode, fit
 from qjax.reconstruct.rule import Straight
-from qjax.reconstruct.straight import project, scaled_grid
+from qjax.reconstruct.straight import block_scales, project, scaled_grid
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class AdaQuant(Straight):
 
     def init(self, w: jax.Array, key: jax.Array) -> dict[str, Any]:
         del key
+        scale = block_scales(w, self.format)
         grid = fit(w, self.format, axis=-2, batch_axes=w.ndim - 2)
-        scale, _ = steps(grid)
         core = tuple(n + p for n, p in zip(w.shape[-2:], grid.meta.padding, strict=True))
         unit = blocks.unpad(blocks.enlarge(scale, core, grid.meta.block), grid.meta.padding)
         return {

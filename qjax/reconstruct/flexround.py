@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from qjax.formats.format import Format
 from qjax.qarray import QArray
-from qjax.quantization import encode, fit, steps
+from qjax.quantization import encode
 from qjax.reconstruct.rule import Straight
-from qjax.reconstruct.straight import project, scaled_grid
+from qjax.reconstruct.straight import block_scales, project, scaled_grid
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FlexRound(Straight):
 
     def init(self, w: jax.Array, key: jax.Array) -> dict[str, Any]:
         del key
-        scale, _ = steps(fit(w, self.format, axis=-2, batch_axes=w.ndim - 2))
+        scale = block_scales(w, self.format)
         zeros = {"s1": scale, "s2": w, "s3": w[..., :1, :]}
         return {"variables": {k: jnp.zeros(v.shape, jnp.float32) for k, v in zeros.items()}, "constants": {}}
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from qjax.formats.format import Format
 from qjax.qarray import QArray
-from qjax.quantization import encode, fit, steps
+from qjax.quantization import encode
 from qjax.reconstruct.rule import Straight
-from qjax.reconstruct.straight import moved, project, scaled_grid
+from qjax.reconstruct.straight import block_scales, moved, project, scaled_grid
 
 LIMITS = {"shift": (-0.5, 0.5), "low": (0.0, 1.0), "high": (0.0, 1.0)}
 
@@ -30,7 +30,7 @@ class SignRound(Straight):
 
     def init(self, w: jax.Array, key: jax.Array) -> dict[str, Any]:
         del key
-        scale, _ = steps(fit(w, self.format, axis=-2, batch_axes=w.ndim - 2))
+        scale = block_scales(w, self.format)
         ones = jnp.ones_like(scale)
         return {"variables": {"shift": jnp.zeros(w.shape, jnp.float32), "low": ones, "high": ones}, "constants": {}}
 

@@ -9,6 +9,7 @@ from jax import lax
 from qjax import blocks
 from qjax.coding import decode_with, encode_with, padded
 from qjax.formats.format import Format
+from qjax.formats.rules import F32_MAX
 from qjax.qarray import Grid, Meta
 from qjax.quantization import fit, steps
 
@@ -18,6 +19,18 @@ Steps = tuple[jax.Array, jax.Array | None]
 def exactly(value: jax.Array, surrogate: jax.Array) -> jax.Array:
     """`value` bit for bit (where the surrogate is finite), with the derivative of `surrogate`."""
     return lax.stop_gradient(value) + (surrogate - lax.stop_gradient(surrogate))
+
+
+def block_scales(w: jax.Array, fmt: Format) -> jax.Array:
+    """The float32 scales of `w` [batch..., K, N] in `fmt`, [batch..., blocks of each core axis].
+
+    Raises:
+        ValueError: the format is a cast without scales.
+    """
+    scale, _ = steps(fit(w, fmt, axis=-2, batch_axes=w.ndim - 2))
+    if scale is None:
+        raise ValueError(f"{fmt.name} has no scale whose range could be learned; AdaRound needs none")
+    return scale
 
 
 def scaled_grid(w: jax.Array, fmt: Format, low: jax.Array, high: jax.Array) -> tuple[Grid, Steps]:
@@ -39,6 +52,7 @@ def scaled_grid(w: jax.Array, fmt: Format, low: jax.Array, high: jax.Array) -> t
 
     grid = fit(w, fmt, axis=-2, batch_axes=w.ndim - 2, range=estimate)
     scale, offset = steps(grid)
+    assert scale is not None  # as in `block_scales`
     least, most = (end.reshape(scale.shape) for end in ends)
     width = most - least if fmt.offset is not None else jnp.maximum(-least, most)
     alive = lax.stop_gradient(width) > 0
@@ -56,12 +70,16 @@ def project(grid: Grid, w: jax.Array, learned: Steps) -> jax.Array:
     `learned` are the grid's steps, differentiable; the values are those of `dequantize(encode(grid, w))`.
     """
     meta, e = grid.meta, grid.meta.element
-    x, scale, offset = _split(meta, w, learned)
+    x, scale, offset, table = _split(grid, w, learned)
     stored = lax.stop_gradient((scale, offset))
-    codes = encode_with(meta, lax.stop_gradient(x), *stored, grid.table)
-    value = decode_with(meta, codes, *stored, grid.table)
-    clipped = jnp.clip(_units(meta, x, scale, offset), jnp.float32(e.min), jnp.float32(e.max))
-    rounded = clipped + lax.stop_gradient(e.decode(codes, grid.table) - clipped)
+    codes = encode_with(meta, lax.stop_gradient(x), *stored, table)
+    value = decode_with(meta, codes, *stored, table)
+    units = _units(meta, x, scale, offset)
+    least, most = jnp.float32(e.min), jnp.float32(e.max)
+    if table is not None:  # a block's own values end elsewhere
+        least, most = (e.round(jnp.full_like(units, end), table) for end in (-F32_MAX, F32_MAX))
+    clipped = jnp.clip(units, least, most)
+    rounded = clipped + lax.stop_gradient(e.decode(codes, table) - clipped)
     if offset is None:
         surrogate = rounded * scale
     else:
@@ -75,13 +93,15 @@ def moved(grid: Grid, w: jax.Array, learned: Steps, shift: jax.Array) -> jax.Arr
     With |shift| < 1/2 rounding reaches these two values and no other. What lies on a value or beyond the range stays.
     """
     meta = grid.meta
-    x, scale, offset = _split(meta, w, lax.stop_gradient(learned))
-    below, above = meta.element.neighbours(_units(meta, lax.stop_gradient(x), scale, offset), grid.table)
+    x, scale, offset, table = _split(grid, w, lax.stop_gradient(learned))
+    below, above = meta.element.neighbours(_units(meta, lax.stop_gradient(x), scale, offset), table)
     by, _ = blocks.split(blocks.pad(shift, meta.padding), meta.block)
     return _joined(meta, w, x + by * (above - below) * scale)
 
 
-def _split(meta: Meta, w: jax.Array, learned: Steps) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def _split(grid: Grid, w: jax.Array, learned: Steps) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+    """`w` cut into blocks, and scale, offset and table against it."""
+    meta = grid.meta
     full = padded(w, meta)
     core = full.shape[full.ndim - len(meta.block) :]
     x, _ = blocks.split(full.astype(jnp.float32), meta.block)
@@ -90,6 +110,7 @@ def _split(meta: Meta, w: jax.Array, learned: Steps) -> tuple[jax.Array, jax.Arr
         x,
         blocks.spread(scale, core, meta.block),
         None if offset is None else blocks.spread(offset, core, meta.block),
+        None if grid.table is None else blocks.spread(grid.table, core, meta.block, trailing=1),
     )
 
 

@@ -210,3 +210,13 @@ def test_a_quantized_leaf_is_refused():
     t = learn(AdaRound(qjax.as_format("int4_g8")), optimizer=optax.adam(1e-2), steps=1)
     with pytest.raises(ValueError, match="layers/0/up: already holds QArray"):
         qjax.run(qjax.chain(qjax.rtn("int8"), t), toy.model, toy.params(), toy.batches())
+
+
+def test_a_cast_has_no_range_to_learn():
+    cast = qjax.Format(qjax.formats.E4M3, scale=None)
+    with pytest.raises(ValueError, match="has no scale"):
+        SignRound(cast).init(draw(0, 8, 2), jax.random.key(0))
+    w = draw(0, 8, 2)
+    rule = AdaRound(cast)
+    theta = rule.settle(rule.init(w, jax.random.key(0)))
+    np.testing.assert_array_equal(rule.forward(w, theta), qjax.dequantize(qjax.quantize(w, cast)))
