@@ -53,7 +53,10 @@ def alternating(
 @partial(jax.jit, static_argnames=("fmt", "start", "block", "range"))
 def _alternating(w: Array, gram: Array, rounds: Array, *, fmt: Format, start: str, block: int, range: Any) -> QArray:
     w, gram = w.astype(jnp.float32), gram.astype(jnp.float32)
-    first = rtn(w, fmt, range=range) if start == "nearest" else gptq.solve(w, gram, fmt, block=block, range=range)[0]
+    if start == "nearest":
+        first = rtn(w, fmt, range=range)
+    else:
+        first, _ = gptq.sweep(w, gptq.factor(gram), fmt, block=block, range=range)
     scales = group_scales.of_grid(first.grid, *w.shape)
 
     def turn(_: Array, state: State) -> State:

@@ -84,7 +84,8 @@ def _quantease(
     if start == "weights":
         values = rest
     else:
-        first = rtn(rest, fmt, range=range) if start == "nearest" else gptq.solve(rest, gram, fmt, range=range)[0]
+        nearest = start == "nearest"
+        first = rtn(rest, fmt, range=range) if nearest else gptq.sweep(rest, gptq.factor(gram), fmt, range=range)[0]
         values = dequantize(first)
     # The largest eigenvalue, by power iteration; half a step of 1/λ is safe where the iteration falls short.
     step = 0.5 / jnp.maximum(_largest_eigenvalue(gram), jnp.finfo(jnp.float32).tiny)
