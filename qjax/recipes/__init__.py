@@ -14,6 +14,7 @@ from qjax.recipes.behdin2023_quantease import quantease
 from qjax.recipes.chee2023_quip import quip
 from qjax.recipes.cheng2023_signround import signround
 from qjax.recipes.cheng2023_teq import teq
+from qjax.recipes.cross_domain import int8_with_float_outliers
 from qjax.recipes.czaja2024_frames import frames
 from qjax.recipes.dettmers2023_spqr import spqr
 from qjax.recipes.ding2023_cbq import cbq
@@ -21,7 +22,6 @@ from qjax.recipes.frantar2022_gptq import gptq
 from qjax.recipes.frantar2022_obq import obq
 from qjax.recipes.guo2024_decoupleq import decoupleq
 from qjax.recipes.hubara2020_adaquant import adaquant
-from qjax.recipes.int8_with_float_outliers import int8_with_float_outliers
 from qjax.recipes.lee2023_flexround import flexround
 from qjax.recipes.lee2024_owq import owq
 from qjax.recipes.li2023_llm_mq import llm_mq

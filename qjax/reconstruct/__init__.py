@@ -5,7 +5,7 @@ One engine (`minimize`), and one file a published way of learning how weights ar
 
 from qjax.reconstruct.adaquant import AdaQuant
 from qjax.reconstruct.adaround import AdaRound
-from qjax.reconstruct.bounded import bounded, sign_descent
+from qjax.reconstruct.bounds import bounded, sign_descent
 from qjax.reconstruct.distances import distribution_distance, squared_distance, squared_distance_and_kl
 from qjax.reconstruct.engine import Minimum, mean_loss, minimize
 from qjax.reconstruct.flexround import FlexRound

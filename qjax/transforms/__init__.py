@@ -1,6 +1,11 @@
 """Methods as transforms: the contract, its combinators, the engine that runs a chain, and the transforms themselves."""
 
 from qjax.transforms.activations import act_quantize as act_quantize
+from qjax.transforms.compensation import alternate as alternate
+from qjax.transforms.compensation import aser as aser
+from qjax.transforms.compensation import low_rank as low_rank
+from qjax.transforms.compensation import shared_low_rank as shared_low_rank
+from qjax.transforms.compensation import smooth_outliers as smooth_outliers
 from qjax.transforms.contract import Chain as Chain
 from qjax.transforms.contract import Edit as Edit
 from qjax.transforms.contract import Needs as Needs
@@ -18,11 +23,6 @@ from qjax.transforms.edits import NotEquivalent as NotEquivalent
 from qjax.transforms.engine import plan as plan
 from qjax.transforms.engine import run as run
 from qjax.transforms.learning import learn as learn
-from qjax.transforms.low_rank import alternate as alternate
-from qjax.transforms.low_rank import aser as aser
-from qjax.transforms.low_rank import low_rank as low_rank
-from qjax.transforms.low_rank import shared_low_rank as shared_low_rank
-from qjax.transforms.low_rank import smooth_outliers as smooth_outliers
 from qjax.transforms.matrices import correct_with as correct_with
 from qjax.transforms.matrices import quantize_with as quantize_with
 from qjax.transforms.mixtures import gobo as gobo

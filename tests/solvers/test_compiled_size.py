@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import pytest
 
@@ -16,6 +17,9 @@ SOLVERS = {
     "framequant": lambda w, h, key: solvers.framequant(w, h, FORMAT, key),
     "gpfq": lambda w, h, key: solvers.gpfq(w, h, FORMAT, cross_gram=h),
     "gptaq": lambda w, h, key: solvers.gptaq(w, h, h, FORMAT, compensation=0.25),
+    "gptq static": lambda w, h, key: solvers.gptq.solve(w, h, FORMAT, groups="static"),
+    "gptq stale": lambda w, h, key: solvers.gptq.solve(w, h, FORMAT, groups="stale"),
+    "gptq fresh": lambda w, h, key: solvers.gptq.solve(w, h, FORMAT, groups="fresh"),
     "hqq": lambda w, h, key: solvers.hqq(w, FORMAT),
     "obq": lambda w, h, key: solvers.obq(w, h, FORMAT),
     "owq": lambda w, h, key: solvers.owq(w, h, FORMAT, channels=3),
@@ -40,4 +44,5 @@ def test_equations_do_not_grow(name: str) -> None:
         shapes = jax.ShapeDtypeStruct((rows, N), jnp.float32), jax.ShapeDtypeStruct((rows, rows), jnp.float32)
         return count(jax.make_jaxpr(SOLVERS[name])(*shapes, jax.random.key(0)).jaxpr)
 
+    # The Gram triangle is halved at most three times: above that width all is alike.
     assert size(1024) == size(2048) > 20

@@ -178,29 +178,6 @@ def test_logical_dtype_is_the_weights() -> None:
     assert q.dtype == jnp.bfloat16 and dequantize(q).dtype == jnp.bfloat16
 
 
-def count(jaxpr: jax.extend.core.Jaxpr) -> int:
-    """Equations, those of loop bodies and calls included."""
-    total = 0
-    for equation in jaxpr.eqns:
-        total += 1
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple) else (value,):
-                if hasattr(inner, "jaxpr"):
-                    total += count(inner.jaxpr)
-                elif hasattr(inner, "eqns"):
-                    total += count(inner)
-    return total
-
-
-@pytest.mark.parametrize("groups", ["static", "stale", "fresh"])
-def test_compiled_size_does_not_grow_with_the_matrix(groups: str) -> None:
-    def size(rows: int) -> int:
-        shapes = jax.ShapeDtypeStruct((rows, N), jnp.float32), jax.ShapeDtypeStruct((rows, rows), jnp.float32)
-        return count(jax.make_jaxpr(lambda w, h: gptq.solve(w, h, "int4_g32", groups=groups))(*shapes).jaxpr)
-
-    assert size(256) == size(2048)
-
-
 def test_a_second_matrix_compiles_nothing() -> None:
     for seed in (4, 5):
         w, gram = problem(seed)
