@@ -126,13 +126,14 @@ class Study:
         """One row: the recipe, then every number. The float row is its own reference."""
         key = jax.random.fold_in(jax.random.key(self.config["seed"]), replicate)
         leaves: list[dict[str, Any]] = []
-        params, targets = weights, []
+        program, params, targets = weights, weights, []
         if row.method != sweep.FLOAT:
             with self.timed(row.name, "quantize", replicate):
-                params, report = qjax.run(
+                program, report = qjax.run(
                     self.chains[row.name], self.subject.model, weights, self.sample(replicate),
                     key=key, schedule=self.config["schedule"], checkpoint=str(self.folder / "state"), progress=True,
                 )  # fmt: skip
+            params = program.params if isinstance(program, qjax.Program) else program
             targets = list(report.targets)
             with self.timed(row.name, "errors", replicate):
                 moved = errors.output_errors(inputs, self.uses, weights, params)
@@ -144,7 +145,7 @@ class Study:
                 self.log({"row": row.name, "seed": replicate, "leaf": leaf["path"], "seconds": leaf["seconds"]})
         with self.timed(row.name, "evaluate", replicate):
             scores = evaluate.evaluate(
-                subject.runnable(self.subject), params, self.batches,
+                subject.runnable(self.subject), program, self.batches,
                 reference=None if row.method == sweep.FLOAT else reference, progress=_bar(row.name),
             )  # fmt: skip
         with self.timed(row.name, "size", replicate):
@@ -163,16 +164,16 @@ class Study:
             "top1_flip": scores.top1_flip or 0.0,
             "seed": replicate,
         }
-        return {"metrics": metrics, "leaves": leaves, "samples": self.samples(row, replicate, params)}
+        return {"metrics": metrics, "leaves": leaves, "samples": self.samples(row, replicate, program)}
 
-    def samples(self, row: sweep.Row, replicate: int, params: Any) -> list[dict[str, str]]:
+    def samples(self, row: sweep.Row, replicate: int, program: Any) -> list[dict[str, str]]:
         """Greedy continuations of the config's prompts by the rows it names, in the first replicate."""
         settings = self.config["samples"]
         if replicate or not settings["prompts"] or row.name not in settings["rows"]:
             return []
         prompts = settings["prompts"]
         with self.timed(row.name, "samples", replicate):
-            texts = subject.continuations(self.subject, params, prompts, settings["steps"])
+            texts = subject.continuations(self.subject, program, prompts, settings["steps"])
         return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
     def metrics(self) -> dict[str, Any]:

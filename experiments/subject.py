@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 import qjax
@@ -69,5 +70,7 @@ def continuations(subject: Subject, params: Any, prompts: Sequence[str], steps: 
 
 
 def runnable(subject: Subject) -> Callable[[Any, Any], Any]:
-    """The model as a function of quantized params."""
-    return qjax.quantized(subject.model)
+    """The model as a function of quantized params, or of a Program."""
+    # A Program's taps sit inside the blocks, which are entered then: one compiled whole instead of compiled blocks.
+    plain, whole = qjax.quantized(subject.model), jax.jit(qjax.tapped(subject.model))
+    return lambda params, tokens: (whole if isinstance(params, qjax.Program) else plain)(params, tokens)

@@ -19,19 +19,19 @@ class Cache(Protocol):
     once and one by one must lead to the same state.
 
     Attributes:
-        bits: stored bits per element, scales included.
         exact_prefix: how many of the first positions are kept in full precision (attention sinks).
         window: how many of the latest positions are kept in full precision.
     """
-
-    @property
-    def bits(self) -> float: ...
 
     @property
     def exact_prefix(self) -> int: ...
 
     @property
     def window(self) -> int: ...
+
+    def bits(self, dim: int) -> float:
+        """Stored bits per element of heads of `dim` channels, scales included."""
+        ...
 
     def init(self, batch: int, capacity: int, heads: int, dim: int) -> Any:
         """An empty state for `capacity` positions."""

@@ -33,9 +33,9 @@ class FloatCache:
     exact_prefix: int = 0
     window: int = 0
 
-    @property
-    def bits(self) -> float:
-        """Stored bits per element."""
+    def bits(self, dim: int) -> float:
+        """Stored bits per element, whatever the size of the heads."""
+        del dim
         return 8.0 * jnp.dtype(self.dtype).itemsize
 
     def init(self, batch: int, capacity: int, heads: int, dim: int) -> FloatState:

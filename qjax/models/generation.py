@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from qjax.models.decoder import Decoder, Params
-from qjax.trace.quantized import quantized
+from qjax.trace.sites import tapped
 
 
 def generate(
@@ -29,7 +29,7 @@ def generate(
 
     Args:
         model: the decoder; its `key_cache` and `value_cache` hold what was read.
-        params: float or quantized parameters.
+        params: float or quantized parameters, or a Program with them.
         tokens: int [batch, tokens], prompts of unequal length padded on the left.
         steps: how many tokens to add.
         key: needed to sample, that is when temperature is positive; step i of row b depends on nothing else.
@@ -96,7 +96,7 @@ def _generate(
     temperature: Array,
 ) -> Array:
     batch, width = tokens.shape
-    decode = quantized(partial(model.decode, last=True))
+    decode = tapped(partial(model.decode, last=True))
 
     def choose(logits: Array, step: Array) -> Array:
         if greedy:

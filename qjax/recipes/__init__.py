@@ -35,6 +35,7 @@ from qjax.recipes.liu2024_eora import eora
 from qjax.recipes.nagel2019_bias_correction import bias_correction
 from qjax.recipes.nagel2020_adaround import adaround
 from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
+from qjax.recipes.plain_cache import kv_cache
 from qjax.recipes.round_to_nearest import rtn
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.xiao2022_smoothquant import smoothquant
@@ -69,6 +70,7 @@ __all__ = [
     "gptq",
     "hqq",
     "int8_with_float_outliers",
+    "kv_cache",
     "llm_mq",
     "loftq",
     "lorc",

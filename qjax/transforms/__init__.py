@@ -1,6 +1,7 @@
 """Methods as transforms: the contract, its combinators, the engine that runs a chain, and the transforms themselves."""
 
 from qjax.transforms.activations import act_quantize as act_quantize
+from qjax.transforms.caching import cache_quantize as cache_quantize
 from qjax.transforms.compensation import alternate as alternate
 from qjax.transforms.compensation import aser as aser
 from qjax.transforms.compensation import low_rank as low_rank

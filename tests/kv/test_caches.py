@@ -1,31 +1,41 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qjax.kv import Cache, FloatCache
+from qjax.kv import Cache, FloatCache, QuantizedCache
 from qjax.kv.attention import MASKED, grouped_mix, grouped_scores, visible
 
-CACHES = [FloatCache(), FloatCache("bfloat16")]
+CACHES = {
+    "float32": FloatCache(),
+    "bfloat16": FloatCache("bfloat16"),
+    "int8": QuantizedCache("int8"),
+    "int2_g2_affine, sink": QuantizedCache("int2_g2_affine", exact_prefix=1),
+    "nvfp4": QuantizedCache("nvfp4"),
+}
+EVERY = pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES.keys())
 
 
 def random(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-@pytest.mark.parametrize("cache", CACHES, ids=lambda c: c.dtype)
+@EVERY
 def test_is_a_cache(cache):
     assert isinstance(cache, Cache)
-    assert hash(cache) == hash(type(cache)(cache.dtype))
+    assert hash(cache) == hash(dataclasses.replace(cache))
 
 
 def test_bits():
-    assert [cache.bits for cache in CACHES] == [32.0, 16.0]
+    # int8 and a bfloat16 scale a head; 2 + (16 + 2) / 2; 4 + 8 / 16 and a float32 a head.
+    assert [cache.bits(64) for cache in CACHES.values()] == [32.0, 16.0, 8.25, 11.0, 5.0]
 
 
-@pytest.mark.parametrize("cache", CACHES, ids=lambda c: c.dtype)
+@EVERY
 @pytest.mark.parametrize("cut", [1, 3, 5])
 def test_appending_in_pieces_is_appending_at_once(cache, cut):
     x = random(0, 2, 5, 3, 4)
