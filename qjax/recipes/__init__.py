@@ -21,6 +21,7 @@ from qjax.recipes.ding2023_cbq import cbq
 from qjax.recipes.frantar2022_gptq import gptq
 from qjax.recipes.frantar2022_obq import obq
 from qjax.recipes.guo2024_decoupleq import decoupleq
+from qjax.recipes.guo2024_gptqt import gptqt
 from qjax.recipes.hubara2020_adaquant import adaquant
 from qjax.recipes.lee2023_flexround import flexround
 from qjax.recipes.lee2024_owq import owq
@@ -68,6 +69,7 @@ __all__ = [
     "gpfq",
     "gptaq",
     "gptq",
+    "gptqt",
     "hqq",
     "int8_with_float_outliers",
     "kv_cache",

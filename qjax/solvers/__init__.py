@@ -17,6 +17,7 @@ from qjax.solvers.nearest import rtn
 from qjax.solvers.optimal_brain import obq
 from qjax.solvers.path_following import gpfq
 from qjax.solvers.sparse_outliers import spqr
+from qjax.solvers.twice import gptqt
 from qjax.solvers.weak_channels import owq
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "gpfq",
     "gptaq",
     "gptq",
+    "gptqt",
     "hqq",
     "loftq",
     "low_rank",

@@ -20,6 +20,7 @@ SOLVERS = {
     "gptq static": lambda w, h, key: solvers.gptq.solve(w, h, FORMAT, groups="static"),
     "gptq stale": lambda w, h, key: solvers.gptq.solve(w, h, FORMAT, groups="stale"),
     "gptq fresh": lambda w, h, key: solvers.gptq.solve(w, h, FORMAT, groups="fresh"),
+    "gptqt": lambda w, h, key: solvers.gptqt(w, h, "int2_g16"),
     "hqq": lambda w, h, key: solvers.hqq(w, FORMAT),
     "obq": lambda w, h, key: solvers.obq(w, h, FORMAT),
     "owq": lambda w, h, key: solvers.owq(w, h, FORMAT, channels=3),

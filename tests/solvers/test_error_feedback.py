@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from qjax import solvers
+from qjax.codebooks.binary_codes import binary_codes
 from qjax.dispatch import dense
 from qjax.quantization import dequantize, quantize
 from qjax.solvers import gptq, objective
 from tests.reference import error_feedback_numpy as reference
 from tests.reference import gptq_numpy
 from tests.solvers import problem
-from tests.solvers.problem import FORMAT, GROUP, K
+from tests.solvers.problem import FORMAT, GROUP, K, N
 
 NUMBERS = gptq_numpy.symmetric(3, "half", "float32")
 
@@ -144,6 +145,32 @@ def test_spqr_finds_outliers_and_frees_their_groups() -> None:
     # No group is stretched by what stands apart: as if the planted weights had not been there.
     assert float(jnp.max(jnp.abs(q.scales[0]))) < 0.3 * 12 / 3.5
     assert objective(h, w - dense(op)) < 0.3 * objective(h, w - dequantize(gptq.solve(w, h, FORMAT)[0]))
+
+
+def test_gptqt_takes_the_best_binary_coding_of_its_integers() -> None:
+    """Every coding and shrinkage by brute force, on the weighted error of rounding each integer to the coding."""
+    w, h = problem.given()
+    q = solvers.gptqt(w, h, "int2_f32", first=3, damp=1e6)  # so much damping makes GPTQ round to nearest
+    step, table = np.asarray(q.scales[0])[0], np.asarray(q.table)[0]
+    weights = np.diagonal(np.asarray(h))
+    for n in range(N):
+        x = np.asarray(w)[:, n] / step[n]
+        errors = {}
+        for f in binary_codes(3).shrink:
+            code = np.clip(np.rint((x / f + 1) * 3.5), 0, 7)
+            for a in range(1, 7):
+                for b in range(a, 8 - a):
+                    for c in range(8 - a - b):
+                        levels = np.array([c, c + a, c + b, c + a + b])
+                        reached = levels[np.argmin(np.abs(levels[:, None] - code), axis=0)]
+                        errors[f, a, b, c] = weights @ (x - f * (2 * reached / 7 - 1)) ** 2
+        f, a, b, c = min(errors, key=errors.get)
+        best = f * (2 * np.sort([c, c + a, c + b, c + a + b]) / 7 - 1)
+        assert np.allclose(table[n], best, atol=1e-6) or np.isclose(sorted(errors.values())[1], min(errors.values()))
+    values = table[:, None] * step[:, None, None]
+    nearest = np.take_along_axis(values[:, 0], np.argmin(np.abs(values - np.asarray(w).T[..., None]), axis=-1), axis=-1)
+    np.testing.assert_allclose(dequantize(q).T, nearest, atol=1e-5)
+    assert objective(h, w - dequantize(solvers.gptqt(w, h, "int2_f32", first=3))) < objective(h, w - dequantize(q))
 
 
 BAD = {
