@@ -42,6 +42,7 @@ from qjax.operators.pre import Pre as Pre
 from qjax.operators.preparation import prepare as prepare
 from qjax.operators.preparation import unpack as unpack
 from qjax.operators.rows import Rows as Rows
+from qjax.operators.scaled import Scaled as Scaled
 from qjax.operators.sparse import Sparse as Sparse
 from qjax.operators.stacked import Stacked as Stacked
 from qjax.operators.sum import Sum as Sum

@@ -39,6 +39,7 @@ from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
 from qjax.recipes.plain_cache import kv_cache
 from qjax.recipes.round_to_nearest import rtn
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
+from qjax.recipes.wang2024_bitstack import bitstack
 from qjax.recipes.xiao2022_smoothquant import smoothquant
 from qjax.recipes.yan2026_d2quant import d2quant
 from qjax.recipes.yao2022_zeroquant import w8a8
@@ -57,6 +58,7 @@ __all__ = [
     "aser",
     "awq",
     "bias_correction",
+    "bitstack",
     "cbq",
     "d2quant",
     "decoupleq",

@@ -3,7 +3,22 @@
 One file a published solver, each a pure function that jits and vmaps. Nothing here knows a model, a path or a batch.
 """
 
-from qjax.solvers import aser, awq, d2quant, glowq, gobo, gptq, loftq, mixed_groups, nupes, outliers, qera, whitening
+from qjax.solvers import (
+    aser,
+    awq,
+    bitstack,
+    d2quant,
+    glowq,
+    gobo,
+    gptq,
+    loftq,
+    mixed_groups,
+    nupes,
+    outliers,
+    qera,
+    singular,
+    whitening,
+)
 from qjax.solvers.alternation import alternating, decoupleq
 from qjax.solvers.asymmetric import gptaq
 from qjax.solvers.coordinate_descent import quantease
@@ -24,6 +39,7 @@ __all__ = [
     "alternating",
     "aser",
     "awq",
+    "bitstack",
     "column_objectives",
     "d2quant",
     "decoupleq",
@@ -48,6 +64,7 @@ __all__ = [
     "quip",
     "rtn",
     "sigma_delta",
+    "singular",
     "spqr",
     "whitening",
 ]

@@ -15,6 +15,7 @@ from jax import Array
 from qjax.qarray import QArray
 from qjax.quantization import dequantize
 from qjax.solvers import whitening
+from qjax.solvers.singular import largest
 from qjax.solvers.whitening import Weighting, Whitening
 
 
@@ -46,5 +47,5 @@ def low_rank(w: Array, q: QArray | Array, rank: int, scale: Weighting = None) ->
 @partial(jax.jit, static_argnames=("rank",))
 def _low_rank(w: Array, approximation: Array, scale: Weighting, *, rank: int) -> tuple[Array, Array]:
     error = w.astype(jnp.float32) - approximation.astype(jnp.float32)
-    u, s, vt = jnp.linalg.svd(whitening.apply(scale, error), full_matrices=False)
-    return whitening.undo(scale, u[:, :rank]), s[:rank, None] * vt[:rank]
+    u, s, vt = largest(whitening.apply(scale, error), rank)
+    return whitening.undo(scale, u), s[:, None] * vt

@@ -26,6 +26,7 @@ from qjax.transforms.engine import run as run
 from qjax.transforms.learning import learn as learn
 from qjax.transforms.matrices import correct_with as correct_with
 from qjax.transforms.matrices import quantize_with as quantize_with
+from qjax.transforms.mixtures import bitstack as bitstack
 from qjax.transforms.mixtures import gobo as gobo
 from qjax.transforms.mixtures import keep_worst as keep_worst
 from qjax.transforms.mixtures import mixed_groups as mixed_groups

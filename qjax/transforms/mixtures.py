@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from qjax import dispatch, solvers
 from qjax.formats import Format, as_format
 from qjax.formats.format import FULL
-from qjax.operators import Columns, Sparse, Sum
+from qjax.operators import Columns, Diag, Pre, Sparse, Sum
 from qjax.operators.operator import batched
 from qjax.qarray import QArray
+from qjax.solvers import bitstack as bitstack_solver
 from qjax.solvers import gobo as gobo_solver
 from qjax.solvers import mixed_groups as groups_solver
 from qjax.solvers import nupes as nupes_solver
@@ -92,6 +93,37 @@ def kept_apart(w: jax.Array, q: QArray, score: jax.Array) -> tuple[Any, int]:
         return outliers_solver.split(rest, score, count)[1]
 
     return Sum((q, batched(term, w.ndim - 2)(rest, score))), count
+
+
+def bitstack(depth: int, *, rank: int = 16, store: str = "float16") -> Transform:
+    """A stack of `depth` one-bit layers of signs and low-rank magnitudes; any prefix is a model (catalogue E30).
+
+    Channels are weighted by the root mean square of their inputs, which stands in front of the stack. How deep each
+    leaf's stack should be under a memory budget is not decided here: `partition` by a plan gives leaves depths of their
+    own.
+
+    Raises:
+        ValueError: a depth or a rank below 1.
+    """
+    if depth < 1 or rank < 1:
+        raise ValueError(f"bitstack: depth {depth}, rank {rank}; give at least 1")
+    return quantize_with(
+        _stacked,
+        bitstack_solver.SIGN,
+        name=f"bitstack {depth}",
+        statistics=("gram",),
+        depth=depth,
+        rank=rank,
+        store=store,
+    )
+
+
+def _stacked(w: jax.Array, gram: jax.Array, fmt: Format, depth: int, rank: int, store: str) -> Pre:
+    del fmt
+    size = jnp.sqrt(jnp.diagonal(gram))
+    size = size / jnp.max(size) + jnp.float32(1e-3)  # an input never seen still keeps a share
+    found = bitstack_solver.decompose(size[:, None] * w, depth=depth, rank=rank)
+    return Pre(Diag(1 / size), bitstack_solver.operator(found, store))
 
 
 def power(fmt: Format | str) -> Transform:

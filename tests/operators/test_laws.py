@@ -28,6 +28,7 @@ from qjax.operators import (
     Pre,
     Quantize,
     Rows,
+    Scaled,
     Shift,
     Sparse,
     Stacked,
@@ -60,6 +61,11 @@ def leaf(kind: str, batch: tuple[int, ...], k: int, n: int):
             return prepare({"w": quantize(w, "int4_g4", batch_axes=len(batch))})["w"]
         case "factored":
             return Factored(draw(1, *batch, k, 2), quantize(draw(2, *batch, 2, n), "int8", batch_axes=len(batch)))
+        case "scaled":
+            signs = quantize(w, "int4_g64", batch_axes=len(batch))
+            return Scaled(signs, draw(4, *batch, k, 2), draw(5, *batch, 2, n))
+        case "scaled by vectors":
+            return Scaled(w, draw(4, *batch, k, 1), draw(5, *batch, 1, n))
         case "sparse":
             ids = jnp.broadcast_to(jnp.array([0, 3, 1, 3], jnp.uint8), (*batch, 4))
             return Sparse(draw(3, *batch, 4), ids, ids[..., ::-1], (k, n))
@@ -70,7 +76,19 @@ def leaf(kind: str, batch: tuple[int, ...], k: int, n: int):
             return View.of(swapped).transpose()
 
 
-LEAVES = ("array", "quantized", "nested scales", "affine format", "packed", "factored", "sparse", "latent", "view")
+LEAVES = (
+    "array",
+    "quantized",
+    "nested scales",
+    "affine format",
+    "packed",
+    "factored",
+    "scaled",
+    "scaled by vectors",
+    "sparse",
+    "latent",
+    "view",
+)
 
 
 def a_map(kind: str, batch: tuple[int, ...]):

@@ -8,7 +8,7 @@ import pytest
 
 from qjax import dispatch
 from qjax.quantization import bits_per_weight, dequantize
-from qjax.solvers import aser, d2quant, gobo, mixed_groups, nupes, outliers, rtn, whitening
+from qjax.solvers import aser, bitstack, d2quant, gobo, mixed_groups, nupes, outliers, rtn, whitening
 from tests.solvers.cases import K, N, gram, output_error, problem, quick
 
 
@@ -118,3 +118,19 @@ def test_rank_of_a_share_of_the_spectrum() -> None:
         assert s[: rank - 1].sum() <= alpha * s.sum() < s[:rank].sum()
     with pytest.raises(ValueError, match="between 0 and 1"):
         aser.rank(w, root, 1.0)
+
+
+def test_a_stack_takes_the_residual_apart() -> None:
+    w = problem(8)[0]
+    found = quick(lambda w: bitstack.decompose(w, depth=3, rank=2))(w)
+    rest, errors = np.asarray(w, np.float64), []
+    for _ in range(3):
+        signs = np.where(rest < 0, -1.0, 1.0)
+        u, s, vt = np.linalg.svd(np.abs(rest), full_matrices=False)
+        rest = rest - signs * (u[:, :2] * s[:2] @ vt[:2])
+        errors.append(np.sum(rest**2))
+    np.testing.assert_allclose(found.errors, errors, rtol=1e-3)
+    assert errors[2] < errors[1] < errors[0]
+    op = bitstack.operator(found)
+    np.testing.assert_allclose(dispatch.dense(op), np.asarray(w) - rest, atol=2e-3)
+    assert dispatch.bits(op) == 3 * (K * N + 16 + 16 * 2 * (K + N))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qjax.quantization import dequantize
-from qjax.solvers import glowq, loftq, low_rank, qera, rtn, whitening
+from qjax.solvers import glowq, loftq, low_rank, qera, rtn, singular, whitening
 from tests.solvers.cases import K, N, gram, output_error, problem, quick
 
 RANK = 4
@@ -117,3 +117,14 @@ def test_stacked_layers_are_the_layers() -> None:
     for i in range(2):
         a, b = qera.exact(ws[i], dequantize(rtn(ws[i], "int4_g16")), hs[i], RANK)
         np.testing.assert_allclose(together[0][i] @ together[1][i], a @ b, atol=1e-4 * float(jnp.abs(a @ b).max()))
+
+
+def test_small_singular_values_survive_a_large_one() -> None:
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(n, n)))[0] for n in (60, 48))
+    s = np.concatenate([[3e4, 1e4], np.linspace(3, 1, 46)])
+    for m in (u[:, :48] * s @ v.T, v * s @ u[:, :48].T):
+        found = quick(lambda m: singular.largest(m, 6))(jnp.asarray(m, jnp.float32))
+        np.testing.assert_allclose(found[1], s[:6], rtol=2e-3)
+        rest = np.asarray(m) - np.asarray(found[0], np.float64) * np.asarray(found[1]) @ np.asarray(found[2])
+        assert np.linalg.norm(rest) < 1.01 * np.linalg.norm(s[6:])

@@ -239,9 +239,10 @@ def test_outliers_stand_beside_whatever_quantizes_the_rest():
 
 
 def test_few_values_and_two_widths():
-    first, _, _ = run(
+    first, second, _ = run(
         on(transforms.gobo(3, threshold=-2.0), "0/down"),
         on(transforms.power(FMT), "0/up"),
+        on(transforms.bitstack(2, rank=4), "1/up"),
         on(transforms.mixed_groups("int2_g8_f32", "int4_g8_f32", share=0.5), "0/gate"),
     )
     leaf, w = first["down"], FIRST["down"]
@@ -249,6 +250,9 @@ def test_few_values_and_two_widths():
     np.testing.assert_allclose(qjax.dense(leaf)[ins, outs], w[ins, outs], atol=1e-6)
     assert len(np.unique(np.asarray(qjax.dequantize(leaf.ops[0])))) == 8
     np.testing.assert_allclose(first["up"].table, nupes.power(FIRST["up"], FMT, gram=GRAM).q.table, rtol=1e-5)
+    leaf, w = second["up"], SECOND["up"]
+    assert isinstance(leaf.T, Diag) and len(leaf.op.ops) == 2
+    assert float(jnp.linalg.norm(w - qjax.dense(leaf))) < 0.6 * float(jnp.linalg.norm(w))
     leaf, w = first["gate"], FIRST["gate"]
     assert isinstance(leaf, Columns) and evaluate.bpw({"w": leaf}, ["w"]) == (4 + 2) / 2 + 32 / 8 + 32 / K
     high = int(jnp.argmax(mixed_groups.sensitivity(w, 8, GRAM)))
@@ -303,6 +307,7 @@ def test_stacked_matrices_know_nothing_of_each_other(recipe):
         ("share 0", lambda: transforms.outliers(0.0)),
         ("9 bits", lambda: transforms.gobo(9)),
         ("share 1", lambda: transforms.mixed_groups("int2_g8", "int4_g8", share=1.0)),
+        ("depth 0", lambda: transforms.bitstack(0)),
         ("share 0", lambda: transforms.keep_worst(FMT, share=0.0)),
     ],
 )
