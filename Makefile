@@ -40,7 +40,7 @@ docs: $(VENV)/.docs
 # What the first environment lacks its files skip; the second runs the files that name its library. The import in front of
 # each run fails where a skip would hide a broken environment; -P keeps the folder kernels/ out of sight of transformers.
 oracle: $(ORACLE)/.oracle $(LLMCOMPRESSOR)/.oracle
-	$(ORACLE)/bin/python -P -c "import torch, transformers, compressed_tensors, torchao, gfloat, gguf, pywhispercpp, gptqmodel"
+	$(ORACLE)/bin/python -P -c "import torch, transformers, compressed_tensors, torchao, gfloat, gguf, pywhispercpp, gptqmodel, fouroversix"
 	$(ORACLE)/bin/python -m pytest -m oracle tests/oracle $(PYTEST)
 	$(LLMCOMPRESSOR)/bin/python -P -c "import torch, llmcompressor"
 	$(LLMCOMPRESSOR)/bin/python -m pytest -m oracle $$(grep -rlw llmcompressor --include='*.py' tests/oracle) $(PYTEST)
@@ -67,6 +67,7 @@ $(ORACLE)/.oracle: pyproject.toml
 	$(ORACLE)/bin/python $(PIP) torch==2.13.0
 	$(ORACLE)/bin/python $(PIP) --editable '.[test,oracle]' accelerate pillow setuptools
 	$(ORACLE)/bin/python $(PIP) --no-deps defuser device-smi logbar pypcre threadpoolctl tokenicer
+	SKIP_CUDA_BUILD=1 $(ORACLE)/bin/python $(PIP) --no-deps --no-build-isolation fouroversix==1.0.5
 	$(ORACLE)/bin/python $(PIP:install=download) --no-deps --no-binary gptqmodel --no-build-isolation \
 		--dest $(ORACLE) gptqmodel==7.7.0
 	tar -xzf $(ORACLE)/gptqmodel-7.7.0.tar.gz --strip-components=1 \

@@ -13,15 +13,17 @@ from qjax.qarray import QArray
 def bits(tree: Any) -> int:
     """Bits of all leaves: codes at their element's width (padding included), scales, offsets, tables, plain arrays.
 
+    Zero points that are codes take the element's bits, the index of a choice among n elements log2(n).
+
     Key-generated things have no leaves and cost nothing; a PRNG key counts as the data it holds.
     """
     total = 0
     for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, QArray)):
         if isinstance(leaf, QArray):
             total += int(np.prod(leaf.codes.shape)) * leaf.meta.element.bits
-            total += bits((leaf.scales, leaf.offset if leaf.meta.offset != "zero_point" else None, leaf.table))
-            if leaf.meta.offset == "zero_point" and leaf.offset is not None:
-                total += _zero_point_bits(leaf)
+            total += bits(leaf.scales)
+            total += _narrow(leaf.offset, leaf.meta.element.bits if leaf.meta.offset == "zero_point" else None)
+            total += _narrow(leaf.table, getattr(leaf.meta.element, "choice_bits", None))
         elif hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
             total += int(np.prod(leaf.shape)) * _width(leaf.dtype)
         else:
@@ -29,11 +31,11 @@ def bits(tree: Any) -> int:
     return total
 
 
-def _zero_point_bits(q: QArray) -> int:
-    """A zero point is a code: it takes the element's bits."""
-    if isinstance(q.offset, QArray):
-        return bits(q.offset)
-    return int(np.prod(q.offset.shape)) * q.meta.element.bits  # type: ignore[union-attr]
+def _narrow(child: Any, width: int | None) -> int:
+    """Bits of a child whose entries take `width` bits whatever bytes hold them; as it is if None."""
+    if child is None or isinstance(child, QArray) or width is None:
+        return bits(child)
+    return int(np.prod(child.shape)) * width
 
 
 def _width(dtype: Any) -> int:

@@ -44,8 +44,9 @@ def encode_with(
 ) -> Array:
     """Codes of float32 `x` elementwise; the caller has made the shapes broadcast. The inner loop of every solver.
 
-    Zero point: round(x/scale) + z, saturated; minimum: the element's code of (x - m)/scale; else of x/scale, or of x
-    itself without a scale. `table` [shape that broadcasts against x, levels] replaces the element's values.
+    Zero point: round(x/scale) + z, saturated, and round(x/scale + z) for a real z; minimum: the element's code of
+    (x - m)/scale; else of x/scale, or of x itself without a scale. `table` [shape that broadcasts against x, levels]
+    replaces the element's values.
     """
     e = meta.element
     if meta.offset == "zero_point":
@@ -53,7 +54,8 @@ def encode_with(
         y = jnp.where(jnp.isnan(y), jnp.float32(0), y)
         # Rounded before the zero point moves it: ties go to even whatever the zero point is.
         return e.encode((jnp.round(y) if rounding is None else rounding(_Integers(), y, None)) + z)
-    y = _over(x if meta.offset is None else x - _given(meta, offset), scale)
+    y = _over(x - _given(meta, offset) if meta.offset == "minimum" else x, scale)
+    y = y + _given(meta, offset) if meta.offset == "float_zero" else y
     return e.encode(y, table) if rounding is None else rounding(e, y, table)
 
 
@@ -65,7 +67,7 @@ def decode_with(
     if meta.offset is None:
         return _times(value, scale)
     offset = _given(meta, offset)
-    return _times(value - offset, scale) if meta.offset == "zero_point" else _times(value, scale) + offset
+    return _times(value, scale) + offset if meta.offset == "minimum" else _times(value - offset, scale)
 
 
 def steps(grid: Grid | QArray) -> Steps:
@@ -105,7 +107,7 @@ def decode(q: QArray) -> Array:
 
 def padded(w: Array, meta: Meta) -> Array:
     """`w` with the padding of `meta`: zeros, or the last value where zeros would move the minimum."""
-    return blocks.pad(w, meta.padding, "edge" if meta.offset == "minimum" else "constant")
+    return blocks.pad(w, meta.padding, "edge" if meta.offset in ("minimum", "float_zero") else "constant")
 
 
 def _on_grid(grid: Grid, w: Array, code: Callable[..., Array]) -> QArray:

@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from qjax import blocks
 from qjax.formats import rules
+from qjax.formats.one_of import OneOf
 from qjax.formats.table import Table
 from qjax.qarray import QArray
 
@@ -58,12 +59,15 @@ def _check_structure(q: QArray, name: str) -> None:
         if p < 0 or p >= max(b, 1) + (b == -1):
             raise ValueError(f"{name}: padding {p} on core axis {axis} is not less than a block of {b}")
     if q.table is not None:
-        allowed, levels = (*q.batch_shape, *blocks.grid_shape(core, meta.block)), len(meta.element.values())
-        if not isinstance(meta.element, Table) or q.table.shape[-1:] != (levels,):
-            raise ValueError(f"{name}: table {q.table.shape} does not fit element {meta.element.name}")
+        e, allowed = meta.element, (*q.batch_shape, *blocks.grid_shape(core, meta.block))
+        levels = 1 if isinstance(e, OneOf) else len(e.values())
+        if not isinstance(e, Table | OneOf) or q.table.shape[-1:] != (levels,):
+            raise ValueError(f"{name}: table {q.table.shape} does not fit element {e.name}")
         shape = q.table.shape[:-1]
         if len(shape) != len(allowed) or any(n not in (m, 1) for n, m in zip(shape, allowed, strict=True)):
             raise ValueError(f"{name}: table {q.table.shape} does not fit the blocks {allowed} of {levels} levels")
+        if isinstance(e, OneOf) and bool(jnp.any(q.table >= len(e.elements))):
+            raise ValueError(f"{name}: the table chooses among {len(e.elements)} elements, got {int(jnp.max(q.table))}")
         if not bool(jnp.all(jnp.isfinite(q.table))) or not bool(jnp.all(jnp.diff(q.table, axis=-1) >= 0)):
             raise ValueError(f"{name}: the table must be finite and ascending")
 

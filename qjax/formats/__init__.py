@@ -1,5 +1,6 @@
 """Numbers: elements, formats, their names, and packing. Knows arrays only."""
 
+from qjax.formats.choosing import choice
 from qjax.formats.elements import (
     BF16,
     E2M1,
@@ -15,11 +16,13 @@ from qjax.formats.elements import (
     Element,
     element,
 )
-from qjax.formats.format import FULL, Format, Levels
+from qjax.formats.format import FULL, Choice, Format, Levels
 from qjax.formats.integer import Int
 from qjax.formats.minifloat import Float
+from qjax.formats.named import NAMED, NVFP4
+from qjax.formats.one_of import OneOf
 from qjax.formats.packing import from_words, pack, unpack, words
-from qjax.formats.spelling import EXAMPLES, NVFP4, as_format, describe, parse, spell
+from qjax.formats.spelling import EXAMPLES, as_format, describe, parse, spell
 from qjax.formats.table import Table
 
 __all__ = [
@@ -33,17 +36,21 @@ __all__ = [
     "EXAMPLES",
     "FP16",
     "FULL",
+    "NAMED",
     "NF4",
     "NVFP4",
     "PRESETS",
     "UE5M3",
+    "Choice",
     "Element",
     "Float",
     "Format",
     "Int",
     "Levels",
+    "OneOf",
     "Table",
     "as_format",
+    "choice",
     "describe",
     "element",
     "from_words",

@@ -10,23 +10,30 @@ import numpy as np
 from jax import Array, lax
 
 from qjax.formats.elements import E4M3, E5M2, E8M0, Element
-from qjax.formats.format import Format
+from qjax.formats.format import Choice, Format
 from qjax.formats.minifloat import Float
 
 F32_MAX = float(np.finfo(np.float32).max)
 F32_TINY = float(np.finfo(np.float32).tiny)
 NARROW: dict[str, Float] = {"float8_e8m0fnu": E8M0, "float8_e4m3fn": E4M3, "float8_e5m2": E5M2}
+FACTOR: dict[str, float] = {"fpquant": 4 / 3}
+"""Rules whose scales have a constant second factor, stored once."""
 
 
 def scale_of(fmt: Format, low: Array, high: Array, empty: float = 1.0) -> Array:
     """The unrounded scale (float32) of blocks whose values lie in [low, high] (float32, finite or NaN).
 
-    A block of zeros gets `empty`. NaN stays NaN. Infinities must have been clipped with `clip_range`.
+    A block of zeros gets `empty`, or the smallest scale where the element has no zero. NaN stays NaN. Infinities must
+    have been clipped with `clip_range`. Of a choice, the largest scale that any candidate asks for. A constant factor
+    of the rule is left out.
     """
+    if isinstance(fmt.rule, Choice):
+        return functools.reduce(jnp.maximum, [scale_of(c, low, high, empty) for c in fmt.candidates])
     e = fmt.element
     absmax = jnp.maximum(-low, high)
+    reach = e.max if fmt.reach is None else fmt.reach
     if fmt.rule == "absmax":
-        scale = quotient(absmax, e.max)
+        scale = quotient(absmax, reach)
     elif fmt.rule == "half":
         scale = quotient(absmax, (2**e.bits - 1) / 2)
     elif fmt.rule == "signed":
@@ -36,8 +43,21 @@ def scale_of(fmt: Format, low: Array, high: Array, empty: float = 1.0) -> Array:
         # Equal values leave no width: with a minimum any scale serves, the minimum is the value.
         return jnp.where(high == low, jnp.float32(1), scale)
     else:
-        scale = _power_of_two(fmt.rule, e, absmax)
-    return jnp.where(absmax == 0, jnp.float32(empty), scale)
+        scale = _power_of_two(fmt.rule, e, reach, absmax)
+    return jnp.where(absmax == 0, jnp.float32(empty if 0 in e.levels() else F32_TINY), scale)
+
+
+def cross(fmt: Format, row: Array, column: Array) -> tuple[Array, Array]:
+    """CrossQuant's two unrounded factors row^alpha and column^(1-alpha)/reach (arXiv:2410.07505), float32.
+
+    `row` and `column` are largest magnitudes, finite or NaN. Both are raised to what gives the least normal float32 as
+    a product: smaller ones, zeros among them, could not be told from each other anyway.
+    """
+    assert fmt.alpha is not None
+    reach = fmt.element.max if fmt.reach is None else fmt.reach
+    least = jnp.float32(F32_TINY * reach * (1 + 2.0**-7))  # a margin for the rounding of both factors
+    row, column = jnp.maximum(row, least), jnp.maximum(column, least)
+    return row ** jnp.float32(fmt.alpha), quotient(column ** jnp.float32(1 - fmt.alpha), reach)
 
 
 def quotient(x: Array, divisor: Array | float) -> Array:
@@ -64,11 +84,11 @@ def rounded(x: Array) -> Array:
     return jnp.where(jnp.isnan(x), jnp.float32(jnp.nan), x)
 
 
-def _power_of_two(rule: str, e: Element, absmax: Array) -> Array:
+def _power_of_two(rule: str, e: Element, reach: float, absmax: Array) -> Array:
     """2^k as float32 from the bits of absmax (OCP MX v1.0 section 6.3 and its variants); k in -126..127."""
     one, mask = jnp.int32(1), jnp.int32(0x7FFFFF)
     if rule == "rceil":
-        absmax = quotient(absmax, e.max)
+        absmax = quotient(absmax, reach)
     pattern = lax.bitcast_convert_type(absmax, jnp.int32)
     if rule == "even":
         mantissa = e.mantissa if isinstance(e, Float) else e.bits - 2
@@ -89,7 +109,7 @@ def clip_range(fmt: Format, low: Array, high: Array, positive: bool = False) -> 
     `positive` says that low > 0, so that high - low cannot overflow.
     """
     top = F32_MAX
-    if fmt.offset == "minimum":
+    if fmt.offset in ("minimum", "float_zero"):
         top = F32_MAX * (1 - 2.0**-12 if positive else 0.5)
     elif fmt.offset == "zero_point":  # high - low, and half a step that rounding the zero point may add
         span = fmt.element.max
@@ -116,12 +136,24 @@ def limits(dtype: str, reach: float) -> tuple[float, float]:
     return max(float(info.smallest_subnormal), F32_TINY), float(top)
 
 
+def within(scale: Array, dtype: str, fmt: Format) -> Array:
+    """A scale of `fmt` moved to what storage `dtype` holds and keeps every value finite; sign and NaN kept.
+
+    Of a choice, to what serves any candidate: each has moved its own before.
+    """
+
+    def reach(c: Format) -> float:
+        largest = max(abs(c.element.min), abs(c.element.max)) if c.offset is None else 1.0
+        return largest * FACTOR.get(str(c.rule), 1.0)
+
+    low, high = limits(dtype, min(map(reach, fmt.candidates)))
+    size = jnp.clip(jnp.abs(scale), jnp.float32(low), jnp.float32(high))
+    return jnp.where(scale < 0, -size, size)
+
+
 def store(scale: Array, dtype: str, fmt: Format) -> Array:
     """A scale of `fmt` rounded to storage `dtype`: nearest even, never zero, never infinite; sign and NaN kept."""
-    reach = max(abs(fmt.element.min), abs(fmt.element.max)) if fmt.offset is None else 1.0
-    low, high = limits(dtype, reach)
-    size = jnp.clip(jnp.abs(scale), jnp.float32(low), jnp.float32(high))
-    scale = jnp.where(scale < 0, -size, size)
+    scale = within(scale, dtype, fmt)
     if dtype in NARROW:
         return lax.bitcast_convert_type(NARROW[dtype].encode(scale), jnp.dtype(dtype))
     if dtype == "float32" and fmt.offset == "minimum":

@@ -103,6 +103,8 @@ def refuse_groups(q: QArray) -> str | None:
         return f"its codes are {meta.element.name}, not integers"
     if not q.scales:
         return "it has no scale: the codes are the values"
+    if len(q.scales) > 1:
+        return "its scale is a product of several"
     if len(meta.block) != 2 or meta.block[-1] != 1:
         return f"blocks {meta.block} do not lie along the inputs alone"
     return None
@@ -128,7 +130,7 @@ def run_groups(x: jax.Array, codes: jax.Array, grid: Grid, lowest: int, dtype: A
     if grid.meta.offset is None:
         f = batched(lambda x, codes, scale: groups.matmul(x, codes, scale, -lowest), batch)
         y = f(flat, codes, scale)
-    elif grid.meta.offset == "zero_point":
+    elif grid.meta.offset in ("zero_point", "float_zero"):
         f = batched(lambda x, codes, scale, z: groups.matmul(x, codes, scale, z - jnp.float32(lowest)), batch)
         y = f(flat, codes, scale, offset)
     else:

@@ -137,9 +137,10 @@ def sweep(
 ) -> tuple[QArray, Array]:
     """Quantize `w [K, N]` with a factor already made: the QArray and the repaired weights that it rounds, float32.
 
-    Every column of `w` is solved on its own, so weights that share an input and a format without a scale for the whole
-    tensor may be joined along N. Runs in the precision of the factor. A `grid` of the format takes the place of scales
-    fitted here; `carry` is for methods that repair more than the rounding error (`qjax.solvers.asymmetric`).
+    Every column of `w` is solved on its own, so weights that share an input and a format without a scale or choice for
+    the whole tensor may be joined along N. Runs in the precision of the factor. A `grid` of the format takes the place
+    of scales fitted here; `carry` is for methods that repair more than the rounding error
+    (`qjax.solvers.asymmetric`).
 
     Raises:
         ValueError: shapes do not fit, or an option is unknown.
@@ -148,8 +149,13 @@ def sweep(
     _require(w.ndim == 2 and w.shape[0] == rows, f"a factor of {rows} inputs does not fit a weight of shape {w.shape}")
     _require(groups in group_scales.GROUPS, f"groups {groups!r} is none of {', '.join(group_scales.GROUPS)}")
     _require(block > 0, f"block must be positive, got {block}")
+    fmt = as_format(fmt)
+    _require(
+        fmt.local or groups == "static",
+        f"groups {groups!r} refits a group by itself, but a block of {fmt.name} depends on others: use 'static'",
+    )
     with precision(str(factored.upper.dtype)):
-        return _sweep(w, factored, grid, carry, fmt=as_format(fmt), groups=groups, block=block, range=range)
+        return _sweep(w, factored, grid, carry, fmt=fmt, groups=groups, block=block, range=range)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -230,7 +236,7 @@ def _sweep(
     group = jnp.pad(factored.sequence // size, (0, fill))
     place = jnp.zeros(rows, jnp.int32).at[factored.sequence].set(position[:rows])
     # Rows that fill up the last group are zero (lie nowhere), or its last row again under a minimum: as `fit` pads.
-    beyond = place[-1] if fmt.offset == "minimum" else rows + fill
+    beyond = place[-1] if fmt.offset in ("minimum", "float_zero") else rows + fill
     members = jnp.pad(place, (0, count * size - rows), constant_values=beyond).reshape(count, size)
     opening = jnp.min(members, axis=1)
 

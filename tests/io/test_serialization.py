@@ -17,7 +17,18 @@ from qjax import io
 from qjax.operators import Diag, Factored, Pre, Stacked, Sum, View
 from qjax.quantization import quantize
 
-FORMATS = ("int2_g8", "int4_g8", "int3_g8_affine", "int8", "fp8_e4m3", "mxfp4", "mxfp6_e3m2", "nvfp4", "nf4_g64")
+FORMATS = (
+    "int2_g8",
+    "int4_g8",
+    "int3_g8_affine",
+    "int8",
+    "fp8_e4m3",
+    "mxfp4",
+    "mxfp6_e3m2",
+    "nvfp4",
+    "nf4_g64",
+    "bitmod4",
+)
 
 
 def same(a, b) -> bool:

@@ -107,6 +107,23 @@ def mxfp4() -> Numbers:
     return Numbers(fit, round_)
 
 
+def either(*options: Numbers) -> Numbers:
+    """Of symmetric formats, for each group and column the one of least squared error; its index is the offset."""
+
+    def fit(group: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        steps = np.stack([numbers.fit(group, whole)[0] for numbers in options])
+        values = np.stack([numbers.round(group, s, 0 * s)[1] for numbers, s in zip(options, steps, strict=True)])
+        index = ((values - group) ** 2).sum(1).argmin(0)
+        return np.take_along_axis(steps, index[None], 0)[0], index
+
+    def round_(x: np.ndarray, step: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        both = [numbers.round(x, step, 0 * step) for numbers in options]
+        code, value = (np.choose(offset, part) for part in zip(*both, strict=True))
+        return code, value
+
+    return Numbers(fit, round_)
+
+
 def nvfp4() -> Numbers:
     """NVFP4: e4m3 steps for blocks of 16 under one float32 scale absmax/(6*448) of the whole original matrix."""
 

@@ -54,6 +54,18 @@ def test_codes_are_those_of_the_equations(name: str, groups: str) -> None:
             np.testing.assert_array_equal(q.codes[:K], expected.codes, err_msg=order)
 
 
+def test_a_group_chooses_its_element_from_the_weights_as_they_are_then() -> None:
+    w, gram = problem()
+    numbers = gptq_numpy.either(gptq_numpy.symmetric(4, "narrow", "float32"), FORMATS["nf4_g16_f32"][0])
+    expected = gptq_numpy.gptq(w, gram, numbers, 16, groups="fresh", order="activation", block=32)
+    factored = gptq.factor(jnp.asarray(gram), order="activation", dtype="float64")
+    q, _ = gptq.sweep(jnp.asarray(w), factored, "int4_g16_narrow_f32|nf4_g16_f32", groups="fresh", block=32)
+    np.testing.assert_array_equal(dequantize(q), expected.values.astype(np.float32))
+    assert 0 < float(jnp.mean(q.table)) < 1 and q.table.shape == (6, N, 1)
+    with pytest.raises(ValueError, match="use 'static'"):
+        gptq.sweep(jnp.asarray(w), factored, "mofq4_g16", groups="fresh")
+
+
 def test_float32_gives_the_same_codes_on_a_benign_problem() -> None:
     w, gram = problem(2)
     numbers, group = FORMATS["int4_g16"]
