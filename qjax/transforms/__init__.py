@@ -39,6 +39,7 @@ from qjax.transforms.scaling import clip as clip
 from qjax.transforms.scaling import dual_scale as dual_scale
 from qjax.transforms.scaling import learned_scale as learned_scale
 from qjax.transforms.scaling import smooth_search as smooth_search
+from qjax.transforms.selecting import choose as choose
 from qjax.transforms.smoothing import smooth as smooth
 from qjax.transforms.weights import gptaq as gptaq
 from qjax.transforms.weights import gptq as gptq

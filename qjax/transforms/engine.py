@@ -168,7 +168,8 @@ def run(
             bar.update()
         bar.close()
         working = restacked(before, working, all_uses)
-    _refuse_idle(planned, rows)
+    if not working.plan:  # which may give a format, or a method, to no leaf
+        _refuse_idle(planned, rows)
     changed = {path: leaf for path, leaf in working.params.items() if leaf is not original.params[path]}
     result = replace_leaves(params, changed)
     if working.taps or working.prefix is not None:
