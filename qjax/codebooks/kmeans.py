@@ -14,7 +14,7 @@ from qjax.formats.table import place
 
 @dataclass(frozen=True)
 class kmeans:
-    """Lloyd's iterations from the weighted quantiles of each block: the `levels` of a `Format`.
+    """Lloyd's iterations from runs cut one by one (`divided`), in each block: the `levels` of a `Format`.
 
     Every iteration assigns each value to its nearest level and moves each level to the weighted mean of its values, so
     that sum weight*(x - level)^2 never rises; a level without values stays where it is. Weights that are the diagonal
@@ -35,7 +35,7 @@ class kmeans:
     def __call__(self, x: Array, axes: tuple[int, ...], fmt: Format, weights: Array | None = None) -> Array:
         rows, share, unit = in_rows(x, axes, weights)
         count = len(fmt.element.levels())
-        levels = lloyd(rows, share, quantiles(rows, share, count), self.iterations) * unit
+        levels = lloyd(rows, share, divided(rows, share, count), self.iterations) * unit
         return levels.reshape(*(1 if a - x.ndim in axes else n for a, n in enumerate(x.shape)), count)
 
 
@@ -57,12 +57,40 @@ def in_rows(x: Array, axes: tuple[int, ...], weights: Array | None) -> tuple[Arr
     return jnp.take_along_axis(rows, order, -1) / unit, jnp.take_along_axis(share, order, -1), unit
 
 
-def quantiles(rows: Array, weights: Array, count: int) -> Array:
-    """The (i + 1/2)/count weighted quantiles of ascending `rows` [blocks, n]: [blocks, count]."""
-    total = jnp.cumsum(weights, axis=-1)
-    at = ((jnp.arange(count, dtype=jnp.float32) + 0.5) / count)[None] * total[:, -1:]
-    below = jnp.sum(total[:, :, None] < at[:, None, :], axis=1)
-    return jnp.take_along_axis(rows, jnp.minimum(below, rows.shape[-1] - 1), axis=-1)
+def divided(rows: Array, weights: Array, count: int) -> Array:
+    """The means of `count` runs of ascending `rows` [blocks, n], [blocks, count]: cut where it helps most, one by one.
+
+    Quantiles would be simpler, but where a few values weigh most (Hessians) they put all levels there.
+    """
+    n = rows.shape[-1]
+    index = jnp.arange(n + 1, dtype=jnp.int32)[None]
+    mass, sums = (jnp.pad(jnp.cumsum(part, axis=-1), ((0, 0), (1, 0))) for part in (weights, weights * rows))
+
+    def run(first: Array, last: Array) -> tuple[Array, Array]:
+        m, s = (jnp.take_along_axis(p, last, -1) - jnp.take_along_axis(p, first, -1) for p in (mass, sums))
+        return s, jnp.where(m > 0, m, jnp.float32(1))
+
+    def saved(first: Array, last: Array) -> Array:
+        s, m = run(first, last)
+        return s * s / m
+
+    def cut(_: Array, cuts: Array) -> Array:
+        left = lax.cummax(jnp.where(cuts, index, 0), axis=1)
+        right = lax.cummin(jnp.where(cuts, index, n), axis=1, reverse=True)
+        here = jnp.broadcast_to(index, left.shape)
+        gain = jnp.where(cuts, -jnp.inf, saved(left, here) + saved(here, right) - saved(left, right))
+        return cuts | (index == jnp.argmax(gain, axis=-1, keepdims=True).astype(jnp.int32))
+
+    ends = jnp.broadcast_to((index == 0) | (index == n), mass.shape)
+    cuts = lax.fori_loop(0, min(count, n) - 1, cut, ends)
+    edges = jnp.sort(jnp.where(cuts, index, n), axis=-1)
+    edges = jnp.pad(edges, ((0, 0), (0, max(0, count - n))), constant_values=n)
+    first, last = edges[:, :count], edges[:, 1 : count + 1]
+    s, m = run(first, last)
+    inside = jnp.take_along_axis(rows, jnp.minimum(first, n - 1), axis=-1)
+    # A run of no weight (or no values) takes its first value, so that levels ascend.
+    empty = jnp.take_along_axis(mass, last, -1) <= jnp.take_along_axis(mass, first, -1)
+    return jnp.where(empty, inside, s / m)
 
 
 def lloyd(rows: Array, weights: Array, levels: Array, iterations: int) -> Array:

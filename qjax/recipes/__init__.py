@@ -23,6 +23,7 @@ from qjax.recipes.frantar2022_obq import obq
 from qjax.recipes.guo2024_decoupleq import decoupleq
 from qjax.recipes.guo2024_gptqt import gptqt
 from qjax.recipes.hubara2020_adaquant import adaquant
+from qjax.recipes.kim2023_squeezellm import squeezellm
 from qjax.recipes.lee2023_flexround import flexround
 from qjax.recipes.lee2024_owq import owq
 from qjax.recipes.li2023_llm_mq import llm_mq
@@ -94,6 +95,7 @@ __all__ = [
     "smoothquant_plus",
     "spfq",
     "spqr",
+    "squeezellm",
     "teq",
     "unsloth_dynamic",
     "w8a8",

@@ -31,6 +31,7 @@ from qjax.solvers.lqer import low_rank
 from qjax.solvers.nearest import rtn
 from qjax.solvers.optimal_brain import obq
 from qjax.solvers.path_following import gpfq
+from qjax.solvers.sensitive_clusters import squeezellm
 from qjax.solvers.sparse_outliers import spqr
 from qjax.solvers.twice import gptqt
 from qjax.solvers.weak_channels import owq
@@ -66,5 +67,6 @@ __all__ = [
     "sigma_delta",
     "singular",
     "spqr",
+    "squeezellm",
     "whitening",
 ]

@@ -33,6 +33,7 @@ from qjax.transforms.mixtures import mixed_groups as mixed_groups
 from qjax.transforms.mixtures import outliers as outliers
 from qjax.transforms.mixtures import planned_to_quantize as planned_to_quantize
 from qjax.transforms.mixtures import power as power
+from qjax.transforms.mixtures import sensitive_clusters as sensitive_clusters
 from qjax.transforms.report import Report as Report
 from qjax.transforms.scaling import awq as awq
 from qjax.transforms.scaling import clip as clip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -19,6 +20,7 @@ from qjax.solvers import gobo as gobo_solver
 from qjax.solvers import mixed_groups as groups_solver
 from qjax.solvers import nupes as nupes_solver
 from qjax.solvers import outliers as outliers_solver
+from qjax.statistics import fisher
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
 from qjax.transforms.leaves import float_core
 from qjax.transforms.matrices import behind_maps, quantize_with, relative_errors, report_row
@@ -80,6 +82,53 @@ def gobo(bits: int = 3, *, threshold: float = -4.0, steps: int = 50) -> Transfor
         return Edit(params={path: core.holding(new).leaf()}, rows={path: row})
 
     return stateless(f"gobo {bits}", "leaf", edit)
+
+
+def sensitive_clusters(
+    fmt: Format | str,
+    *,
+    outliers: float = 0.004,
+    sensitive: float = 0.0005,
+    by: Literal["hessian", "fisher"] = "hessian",
+) -> Transform:
+    """A table for each output by k-means weighted with a sensitivity, single weights apart: SqueezeLLM (catalogue E11).
+
+    `by` says whose sensitivity: "hessian", the diagonal of the Gram matrix of a leaf's inputs; "fisher", the mean
+    square of the gradients of the loss that `run` was given, one batch an example. The options are those of
+    `qjax.solvers.squeezellm`.
+
+    Raises:
+        ValueError: an unknown sensitivity; shares without a weight, or of all weights.
+    """
+    f = as_format(fmt)
+    if by == "hessian":
+        name = f"sensitive_clusters {f.name}"
+        return quantize_with(_clustered, f, name=name, statistics=("gram",), outliers=outliers, sensitive=sensitive)
+    if by != "fisher":
+        raise ValueError(f"sensitive_clusters: by {by!r} is neither 'hessian' nor 'fisher'")
+
+    def edit(stage: Stage, key: jax.Array) -> Edit:
+        del key
+        assert stage.loss is not None
+        place = {path: i for i, path in enumerate(stage.params)}
+        if held := [path for path, leaf in stage.params.items() if dispatch.is_operator(leaf)]:
+            raise ValueError(f"{held[0]}: is no array any more; put sensitive_clusters by 'fisher' first in the chain")
+        squares = fisher(stage.loss, tuple(stage.params.values()), stage.inputs, per_example=False)
+        params, rows = {}, {}
+        for path in stage.targets:
+            core, w = float_core(path, stage.params[path], stage.uses[path])
+            share = jnp.asarray(stage.uses[path].to_matrix(squares[place[path]]))
+            solve = partial(solvers.squeezellm, fmt=f, outliers=outliers, sensitive=sensitive)
+            op = batched(solve, w.ndim - 2)(w, share)
+            before, after = relative_errors(w, dispatch.dense(solvers.rtn(w, f)), dispatch.dense(op), None)
+            params[path], rows[path] = core.holding(op).leaf(), report_row(f.name, op, before, after)
+        return Edit(params=params, rows=rows)
+
+    return stateless(f"sensitive_clusters {f.name} fisher", "model", edit, Needs(loss=True))
+
+
+def _clustered(w: jax.Array, gram: jax.Array, fmt: Format, outliers: float, sensitive: float) -> Sum:
+    return solvers.squeezellm(w, jnp.diagonal(gram)[:, None], fmt, outliers=outliers, sensitive=sensitive)
 
 
 def kept_apart(w: jax.Array, q: QArray, score: jax.Array) -> tuple[Any, int]:

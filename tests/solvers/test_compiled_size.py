@@ -27,6 +27,7 @@ SOLVERS = {
     "quantease": lambda w, h, key: solvers.quantease(w, h, FORMAT, outliers=0.01),
     "quip": lambda w, h, key: solvers.quip(w, h, FORMAT, key),
     "sigma_delta": lambda w, h, key: solvers.sigma_delta(w, FORMAT),
+    "squeezellm": lambda w, h, key: solvers.squeezellm(w, jnp.diagonal(h)[:, None], "int2"),
     "spqr": lambda w, h, key: solvers.spqr(w, h, FORMAT, outliers=0.01),
 }
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from qjax import dispatch
+from qjax.dispatch import dense
 from qjax.quantization import bits_per_weight, dequantize
-from qjax.solvers import aser, bitstack, d2quant, gobo, mixed_groups, nupes, outliers, rtn, whitening
+from qjax.solvers import aser, bitstack, d2quant, gobo, mixed_groups, nupes, outliers, rtn, squeezellm, whitening
 from tests.solvers.cases import K, N, gram, output_error, problem, quick
 
 
@@ -134,3 +136,46 @@ def test_a_stack_takes_the_residual_apart() -> None:
     op = bitstack.operator(found)
     np.testing.assert_allclose(dispatch.dense(op), np.asarray(w) - rest, atol=2e-3)
     assert dispatch.bits(op) == 3 * (K * N + 16 + 16 * 2 * (K + N))
+
+
+def optimal(x: np.ndarray, share: np.ndarray, levels: int) -> float:
+    """The least Σ share (x - level)² over all tables, by dynamic programming over the sorted values."""
+    order = np.argsort(x)
+    x, share = x[order], share[order]
+    mass, first, second = (np.concatenate([[0], np.cumsum(share * x**p)]) for p in (0, 1, 2))
+
+    def cost(i: int, j: int) -> float:
+        m = mass[j] - mass[i]
+        return second[j] - second[i] - (first[j] - first[i]) ** 2 / m if m > 0 else 0.0
+
+    best = [cost(0, j) for j in range(len(x) + 1)]
+    for _ in range(levels - 1):
+        best = [0.0, *(min(best[i] + cost(i, j) for i in range(j)) for j in range(1, len(x) + 1))]
+    return best[-1]
+
+
+def test_sensitive_clusters_are_nearly_the_optimal_ones() -> None:
+    w, x = problem(5)
+    w = jnp.concatenate([w, jnp.zeros((K, 1))], axis=1).at[3, 2].set(40.0)
+    fisher = jnp.square(jax.random.normal(jax.random.key(1), w.shape)) * jnp.diagonal(gram(x))[:, None]
+    for share in (fisher, jnp.diagonal(gram(x))[:, None]):
+        found = quick(lambda w, s: squeezellm(w, s, "int2", outliers=0.02, sensitive=0.01))(w, share)
+        q, sparse = found.ops
+        count = round(0.02 * w.size) + round(0.01 * w.size)
+        apart = np.zeros(w.shape, bool)
+        apart[np.asarray(sparse.ins), np.asarray(sparse.outs)] = True
+        assert apart.sum() == count == len(sparse.values) and apart[3, 2]
+        np.testing.assert_allclose(np.asarray(dense(found))[apart], np.asarray(w)[apart], rtol=1e-3, atol=1e-4)
+        # The largest stay apart, and of the others those whose share times square is largest.
+        score = np.where(apart, 0, np.abs(w))
+        assert np.sort(np.abs(w), axis=None)[-round(0.02 * w.size)] >= score.max()
+        counted = np.where(apart, 0, np.broadcast_to(share, w.shape)).astype(np.float64)
+        rest = (np.asarray(w) - np.asarray(dequantize(q))).astype(np.float64)
+        lost = np.sum(counted * rest**2, axis=0)
+        best = np.array([optimal(np.asarray(w, np.float64)[:, n], counted[:, n], 4) for n in range(w.shape[1])])
+        assert (lost >= best * (1 - 1e-3) - 1e-6).all() and lost.sum() < 1.1 * best.sum()
+        assert bits_per_weight(q) == 2 + 4 * 16 / K
+    with pytest.raises(ValueError, match="shares 0 and 0"):
+        squeezellm(w, fisher, "int2", outliers=0, sensitive=0)
+    with pytest.raises(ValueError, match="sensitivity"):
+        squeezellm(w, fisher[:, :2], "int2")

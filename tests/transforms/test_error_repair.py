@@ -240,11 +240,15 @@ def test_outliers_stand_beside_whatever_quantizes_the_rest():
 
 def test_few_values_and_two_widths():
     first, second, _ = run(
+        on(transforms.sensitive_clusters("int2", outliers=0.02, by="fisher"), "1/down"),
         on(transforms.gobo(3, threshold=-2.0), "0/down"),
         on(transforms.power(FMT), "0/up"),
         on(transforms.bitstack(2, rank=4), "1/up"),
         on(transforms.mixed_groups("int2_g8_f32", "int4_g8_f32", share=0.5), "0/gate"),
+        on(transforms.sensitive_clusters("int2", outliers=0.02), "1/gate"),
+        loss=lambda y, x: jnp.sum(jnp.square(y)),
     )
+    assert all(len(second[n].ops[1].values) == round(0.02 * K * K) + round(0.0005 * K * K) for n in ("gate", "down"))
     leaf, w = first["down"], FIRST["down"]
     ins, outs = leaf.ops[1].ins, leaf.ops[1].outs
     np.testing.assert_allclose(qjax.dense(leaf)[ins, outs], w[ins, outs], atol=1e-6)
@@ -308,6 +312,7 @@ def test_stacked_matrices_know_nothing_of_each_other(recipe):
         ("9 bits", lambda: transforms.gobo(9)),
         ("share 1", lambda: transforms.mixed_groups("int2_g8", "int4_g8", share=1.0)),
         ("depth 0", lambda: transforms.bitstack(0)),
+        ("neither 'hessian'", lambda: transforms.sensitive_clusters("int2", by="x")),
         ("share 0", lambda: transforms.keep_worst(FMT, share=0.0)),
     ],
 )
