@@ -8,6 +8,7 @@ from typing import Protocol
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from qjax import blocks
 from qjax.formats import rules
@@ -103,6 +104,18 @@ def decode(q: QArray) -> Array:
     codes, _ = blocks.split(q.codes, q.meta.block)
     x = decode_with(q.meta, codes, *_spread(q, q.codes.shape))
     return blocks.unpad(x.reshape(q.codes.shape), q.meta.padding)
+
+
+def saturated(x: Array, dtype: DTypeLike) -> Array:
+    """float32 `x` in a float dtype: beyond its range the largest value, not infinity; NaN kept.
+
+    A grid may reach beyond float16 or bfloat16 though the numbers it was fitted to do not.
+
+    >>> saturated(jnp.array([65536.0, -jnp.inf, jnp.nan]), "float16").tolist()
+    [65504.0, -65504.0, nan]
+    """
+    top = float(jnp.finfo(dtype).max)
+    return (x if top >= rules.F32_MAX else jnp.clip(x, jnp.float32(-top), jnp.float32(top))).astype(dtype)
 
 
 def padded(w: Array, meta: Meta) -> Array:

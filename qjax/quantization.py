@@ -12,7 +12,7 @@ from jax import Array
 
 from qjax import blocks, fitting, ggml
 from qjax.accounting import bits_per_weight, nbytes
-from qjax.coding import Rounding, Steps, decode, decode_with, encode, encode_with, steps
+from qjax.coding import Rounding, Steps, decode, decode_with, encode, encode_with, saturated, steps
 from qjax.formats.format import FULL, Format
 from qjax.formats.spelling import as_format
 from qjax.qarray import Grid, QArray
@@ -106,12 +106,12 @@ def fit(
 
 @jax.jit
 def dequantize(q: QArray) -> Array:
-    """The values of `q` in its logical shape and dtype.
+    """The values of `q` in its logical shape and dtype, saturated at the ends of that.
 
     >>> dequantize(quantize(jnp.array([[0.5], [-1.0], [7.5], [3.0]]), "int4_g64"))[:, 0].tolist()
     [0.0, -1.0, 7.0, 3.0]
     """
-    return decode(q).astype(q.meta.dtype)
+    return saturated(decode(q), q.meta.dtype)
 
 
 def fake_quantize(

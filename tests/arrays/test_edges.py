@@ -1,4 +1,4 @@
-"""Zeros, tiny and huge numbers, infinities, NaN and padding: defined results for every kind of format."""
+"""Arrays of real size, padding, and scales at the end of their range; hostile numbers are next door."""
 
 from __future__ import annotations
 
@@ -8,62 +8,10 @@ import pytest
 
 from qjax.quantization import bits_per_weight, check, dequantize, quantize
 
-KINDS = ["int4_g32", "int3_g32_affine", "int4_g32_signed", "nf4_g32", "nf4_g32_f32", "nvfp4", "mxfp4", "mxint8"]
-KINDS += ["fp8_e4m3", "mxfp8_e5m2"]
-
 
 def ramp(n: int = 32) -> np.ndarray:
     """[n, 3] values in [-1, 1] whose extremes are the ends."""
     return np.stack([np.linspace(-1, 1, n), np.linspace(1, -0.5, n), np.linspace(0.1, 1, n)], axis=1).astype(np.float32)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_zeros_stay_zeros(name):
-    q = quantize(jnp.zeros((64, 3)), name)
-    check(q)
-    np.testing.assert_array_equal(dequantize(q), 0)
-    mixed = jnp.asarray(np.concatenate([np.zeros((32, 3), np.float32), ramp()]))
-    q = quantize(mixed, name)
-    check(q)
-    np.testing.assert_array_equal(dequantize(q)[:32], 0)
-    assert float(jnp.max(jnp.abs(dequantize(q) - mixed))) < 0.2
-
-
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("size", [1e-36, 1e-30, 1e-3, 1e30, 3e38])
-def test_no_magnitude_is_lost(name, size):
-    w = (ramp() * np.float32(size)).astype(np.float32)
-    q = quantize(jnp.asarray(w), name)
-    check(q)
-    error = np.abs(np.asarray(dequantize(q), np.float64) - w).max() / size
-    # A range wider than float32 saturates: an affine grid of 3e38 may lose up to half of the extreme values.
-    assert error < (0.6 if size == 3e38 and "affine" in name else 0.26), error
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_infinities_saturate(name):
-    w = ramp()
-    w[3, 0], w[5, 1] = np.inf, -np.inf
-    q = quantize(jnp.asarray(w), name)
-    check(q)
-    back = np.asarray(dequantize(q))
-    assert np.isfinite(back).all()
-    assert back[3, 0] > 1e37 and back[5, 1] < -1e37
-    if name not in ("nvfp4", "nf4_g32"):  # an outer level reaches for the infinity, too
-        np.testing.assert_allclose(back[:, 2], w[:, 2], atol=0.2)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_nan_shows(name):
-    w = ramp(64)
-    w[3, 0] = np.nan
-    q = quantize(jnp.asarray(w), name)
-    back = np.asarray(dequantize(q))
-    assert np.isnan(back[3, 0])
-    with pytest.raises(ValueError, match="scales"):
-        check(q, "layers/0/q")
-    if name not in ("nvfp4", "nf4_g32"):  # with an outer level the whole tile is lost, visibly
-        assert np.isfinite(back[:, 1:]).all()
 
 
 @pytest.mark.parametrize("name", ["int4_g32", "int3_g32_affine", "nf4_g32"])
@@ -72,13 +20,6 @@ def test_a_nan_shows_in_an_array_of_real_size(name):
     w = np.ones((512, 32), np.float32)
     w[77, 3] = np.nan
     assert np.isnan(dequantize(quantize(jnp.asarray(w), name))[77, 3])
-
-
-def test_codes_of_a_nan_block_are_valid():
-    w = jnp.full((32, 1), jnp.nan)
-    for name in KINDS:
-        codes = quantize(w, name).codes
-        assert codes.dtype in (jnp.int8, jnp.uint8)
 
 
 @pytest.mark.parametrize("name", ["int4_g64", "int3_g64_affine", "nf4_g64", "mxfp4", "nvfp4"])
