@@ -82,6 +82,7 @@ SOLVERS: Mapping[str, Make] = {
     "two widths": two_widths,
     "nupes": recipes.nupes,
     "loftq": recipes.loftq,
+    "milo": partial(recipes.milo, rank=16),
     "aser": lambda format: chain(transforms.aser(format, rank=16, outliers=8)),
     "adaround": partial(leafwise, AdaRound, 1e-2),
     "flexround": partial(leafwise, FlexRound, 1e-3),

@@ -22,6 +22,7 @@ from qjax.recipes.frantar2022_gptq import gptq
 from qjax.recipes.frantar2022_obq import obq
 from qjax.recipes.guo2024_decoupleq import decoupleq
 from qjax.recipes.guo2024_gptqt import gptqt
+from qjax.recipes.huang2025_milo import milo
 from qjax.recipes.hubara2020_adaquant import adaquant
 from qjax.recipes.kim2023_squeezellm import squeezellm
 from qjax.recipes.lee2023_flexround import flexround
@@ -80,6 +81,7 @@ __all__ = [
     "loftq",
     "lorc",
     "lqer",
+    "milo",
     "mixed_groups",
     "norm_tweaking",
     "nupes",

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qjax.formats import Format, Int
 from qjax.quantization import dequantize
-from qjax.solvers import glowq, loftq, low_rank, qera, rtn, singular, whitening
+from qjax.solvers import glowq, hqq, loftq, low_rank, qera, rtn, singular, whitening
 from tests.solvers.cases import K, N, gram, output_error, problem, quick
 
 RANK = 4
@@ -108,6 +109,23 @@ def test_alternation_is_loftq(fmt: str) -> None:
         errors.append(np.sum((root @ (wide - q - low)) ** 2))
     np.testing.assert_allclose(found.errors[0], errors[0], rtol=1e-4)
     np.testing.assert_allclose(found.errors, errors, rtol=3e-2)  # a weight at a tie may round the other way
+
+
+def test_half_quadratic_turns_are_milos() -> None:
+    """MiLo's loop, its decomposition in float64 and every HQQ of its own."""
+    w, _ = problem(6)
+    fmt = Format(Int(3, signed=False), 16, scale="float32", rule="minmax", offset="minimum")
+    found = quick(lambda w: loftq.alternate(w, lambda m: hqq(m, fmt), RANK, steps=4))(w)
+    quantized = quick(lambda m: dequantize(hqq(m, fmt)))
+    wide, low, errors = np.asarray(w, np.float64), np.zeros((K, N)), []
+    for _ in range(4):
+        q = np.asarray(quantized(jnp.asarray(wide - low, jnp.float32)), np.float64)
+        u, s, vt = np.linalg.svd(wide - q, full_matrices=False)
+        low = u[:, :RANK] * s[:RANK] @ vt[:RANK]
+        errors.append(np.sum((wide - q - low) ** 2))
+    np.testing.assert_allclose(found.errors[0], errors[0], rtol=1e-4)
+    np.testing.assert_allclose(found.errors, errors, rtol=3e-2)  # a weight at a tie may round the other way
+    assert min(errors) < errors[0]
 
 
 def test_stacked_layers_are_the_layers() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import qjax
-from qjax import evaluate, transforms
+from qjax import evaluate, recipes, transforms
 from qjax.operators import Columns, Diag, Factored, Post, Pre, Shift, Sparse, Sum
 from qjax.solvers import awq, d2quant, glowq, loftq, low_rank, mixed_groups, nupes, rtn, whitening
 from qjax.transforms import masked
@@ -273,6 +273,20 @@ def test_the_worst_leaves_stay_float():
     assert sorted(worst) == sorted(path for path, leaf in leaves.items() if isinstance(leaf, jax.Array))
     expected = output_error(FIRST["up"], Q["up"]) / output_error(FIRST["up"], 0)
     np.testing.assert_allclose(harm["layers/0/up"], expected, rtol=1e-4)
+
+
+def test_experts_take_thinner_terms():
+    """Of two masks the one that is not named as idle took the leaf."""
+    recipe = recipes.milo("int3_g8_affine", rank=4, expert_rank=2)
+
+    def experts(p, x):
+        return jnp.einsum("etk,ekn->etn", x, p["w"])
+
+    with pytest.raises(ValueError, match=r"minimum rank 2: matched no leaf"):
+        qjax.run(recipe, lambda p, x: x @ p["w"], {"w": FIRST["up"]}, [X], by="w")
+    both = jnp.stack([FIRST["gate"], SECOND["gate"]]), jnp.stack([X, X])
+    with pytest.raises(ValueError, match=r"minimum rank 4: matched no leaf"):
+        qjax.run(recipe, experts, {"w": both[0]}, [both[1]], by="w")
 
 
 @pytest.mark.parametrize(
