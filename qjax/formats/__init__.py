@@ -3,6 +3,8 @@
 from qjax.formats.choosing import choice
 from qjax.formats.elements import (
     BF16,
+    BINARY,
+    BNB_FP4,
     E2M1,
     E2M3,
     E3M2,
@@ -16,17 +18,21 @@ from qjax.formats.elements import (
     Element,
     element,
 )
+from qjax.formats.fixed import Fixed
 from qjax.formats.format import FULL, Choice, Format, Levels
 from qjax.formats.integer import Int
 from qjax.formats.minifloat import Float
 from qjax.formats.named import NAMED, NVFP4
 from qjax.formats.one_of import OneOf
 from qjax.formats.packing import from_words, pack, unpack, words
+from qjax.formats.posit import Posit
 from qjax.formats.spelling import EXAMPLES, as_format, describe, parse, spell
 from qjax.formats.table import Table
 
 __all__ = [
     "BF16",
+    "BINARY",
+    "BNB_FP4",
     "E2M1",
     "E2M3",
     "E3M2",
@@ -43,11 +49,13 @@ __all__ = [
     "UE5M3",
     "Choice",
     "Element",
+    "Fixed",
     "Float",
     "Format",
     "Int",
     "Levels",
     "OneOf",
+    "Posit",
     "Table",
     "as_format",
     "choice",

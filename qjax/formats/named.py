@@ -72,6 +72,8 @@ NAMED: dict[str, Format] = {
     "bm6": _power_of_two(E2M3, A24_BLOCK),
     "bm8": _power_of_two(Float(4, 3), A24_BLOCK),
     **{f"bl{b}": _power_of_two(Float(b - 1, 0, zero=False), A24_BLOCK, "ceil") for b in (4, 6, 8)},
+    # Dynamic fixed point: the most fraction bits for which the tensor's largest magnitude does not saturate (A8).
+    **{f"dfp{b}": replace(_power_of_two(Int(b, narrow=True), FULL, "rceil"), across=FULL) for b in (4, 8, 16)},
     # BitMoD (arXiv:2411.11745; catalogue A27), ANT (A28), MoFQ (arXiv:2305.12356; A29).
     "bitmod3": choice([_special(3, v) for v in (3.0, -3.0, 6.0, -6.0)]),
     "bitmod4": choice([_special(4, v) for v in (5.0, -5.0, 8.0, -8.0)]),

@@ -13,7 +13,10 @@ from jax import Array
 
 @dataclass(frozen=True)
 class Table:
-    """Ascending `values`; a code is an index into them (catalogue A26).
+    """Ascending values; a code is an index into them (catalogue A26).
+
+    Numbers go to the nearest value, ties to the even code, unless `cuts` say for each pair of neighbours where the
+    upper one begins: at the geometric mean, to round logarithms.
 
     A quantized array may carry its own values (`QArray.table`); then these are only the starting point and fix the
     number of levels. Where a method takes a `table`, its last axis is the levels and the axes before it broadcast
@@ -25,6 +28,7 @@ class Table:
 
     name: str
     entries: tuple[float, ...]
+    cuts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         entries = np.asarray(self.entries, np.float32)
@@ -32,6 +36,9 @@ class Table:
             raise ValueError(f"table {self.name!r} has {len(entries)} values, expected 2..65536")
         if not np.all(np.isfinite(entries)) or not np.all(np.diff(entries) > 0) or not entries[-1] > 0:
             raise ValueError(f"the values of table {self.name!r} must be finite, ascending and end above zero")
+        cuts = np.asarray(self.cuts, np.float32)
+        if self.cuts and (len(cuts) != len(entries) - 1 or not np.all((entries[:-1] < cuts) & (cuts <= entries[1:]))):
+            raise ValueError(f"table {self.name!r} needs one cut above each value up to the next, got {self.cuts}")
 
     @property
     def bits(self) -> int:
@@ -65,11 +72,11 @@ class Table:
     def encode(self, x: Array, table: Array | None = None) -> Array:
         """Codes of the entries nearest to `x` (float32): ties to the even code, saturating, NaN as zero.
 
-        A tie between entries of a `table` of its own goes to the higher code.
+        `cuts` say otherwise. A tie between entries of a `table` of its own goes to the higher code.
         """
         x = jnp.where(jnp.isnan(x), jnp.float32(0), x)
         if table is None:
-            cuts = np.asarray(_thresholds(self.entries), np.float32)
+            cuts = np.asarray(self.cuts or _thresholds(self.entries), np.float32)
         else:
             # To the higher code, because these midpoints are themselves rounded to float32.
             cuts = table[..., :-1] * jnp.float32(0.5) + table[..., 1:] * jnp.float32(0.5)
@@ -129,6 +136,7 @@ def look_up(table: Array | np.ndarray, index: Array) -> Array:
 
 
 COMPARED = 256
+TINY = np.finfo(np.float32).tiny
 
 
 @functools.cache
@@ -142,4 +150,6 @@ def _thresholds(entries: tuple[float, ...]) -> tuple[float, ...]:
     cuts = middle.astype(np.float32)
     even_below = np.arange(len(cuts)) % 2 == 0
     above = (cuts < middle) | ((cuts == middle) & even_below)
-    return tuple(np.where(above, np.nextafter(cuts, np.float32(np.inf)), cuts).tolist())
+    cuts = np.where(above, np.nextafter(cuts, np.float32(np.inf)), cuts)
+    # Above zero comes a subnormal, which XLA would take for zero.
+    return tuple(np.where((cuts > 0) & (cuts < TINY), TINY, cuts).tolist())
