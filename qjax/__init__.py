@@ -10,12 +10,14 @@
 from __future__ import annotations
 
 from qjax import (
+    allocate,
     codebooks,
     data,
     equivalence,
     evaluate,
     formats,
     ggml,
+    integer,
     io,
     kernels,
     kv,
@@ -115,6 +117,7 @@ __all__ = [
     "View",
     "act_quantize",
     "affine",
+    "allocate",
     "as_format",
     "bits_per_weight",
     "chain",
@@ -134,6 +137,7 @@ __all__ = [
     "formats",
     "ggml",
     "gptq",
+    "integer",
     "io",
     "kernels",
     "kv",

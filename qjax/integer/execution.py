@@ -1,0 +1,142 @@
+"""A product of quantized activations and weights by their codes: int32 sums, then the outer product of scales.
+
+What fake quantization computes in floats, in integers: within a group of inputs that share scales,
+sum s_x (q_x - z_x) s_w (q_w - z_w) = s_x s_w (sum q_x q_w - z_x sum q_w - z_w sum q_x + n z_x z_w), and the bracket
+is exact (Jacob et al. 2018, section 2.3; catalogue A5). With a scale for each row of x and each column of w it is the
+row by column scaling of LLM.int8 (catalogue C5).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from qjax import blocks
+from qjax.formats.integer import Int
+from qjax.qarray import FULL, QArray
+from qjax.quantization import steps
+
+
+def integer_matmul(x: QArray, w: QArray, bias: Array | None = None) -> Array:
+    """x [T, K] (blocks along K, the last axis) times w [K, N] (blocks along K, the first): float32 [T, N].
+
+    The result is that of the dequantized arrays up to the rounding of float32 after the integer sums. Groups of x and w
+    may differ where the longer is a multiple of the shorter. `bias` [N] int32 is added to the sums: `integer_bias`.
+
+    >>> from qjax.quantization import quantize
+    >>> x, w = jnp.array([[1.0, -2.0]]), jnp.array([[3.0], [1.0]])
+    >>> integer_matmul(quantize(x, "int8_narrow_f32", axis=-1), quantize(w, "int8_narrow_f32")).round(1).tolist()
+    [[1.0]]
+
+    Raises:
+        ValueError: codes that are not integers of at most 8 bits, an offset that is no integer zero point, shapes or
+            groups that do not fit, sums that int32 may not hold, or a bias on several groups.
+    """
+    left, right = _operands(x, w)
+    if bias is not None and left.codes.shape[0] > 1:
+        raise ValueError(f"integer_matmul: a bias is added to one sum, but {left.codes.shape[0]} groups have their own")
+
+    def add(total: Array, group: tuple[_Side, _Side]) -> tuple[Array, None]:
+        sums = _sums(*group)
+        sums = sums if bias is None else sums + bias.astype(jnp.int32)[None]
+        scale = group[0].scale[:, None] * group[1].scale[None, :]
+        return total + sums.astype(jnp.float32) * scale, None
+
+    start = jnp.zeros((x.shape[0], w.shape[1]), jnp.float32)
+    return jax.lax.scan(add, start, (left, right))[0]
+
+
+def integer_sums(x: QArray, w: QArray) -> Array:
+    """The exact sums of (q_x - z_x)(q_w - z_w) over each group of inputs: int32 [groups, T, N].
+
+    `rounding.rescale` turns those of one group into the codes of the next layer without a float.
+
+    Raises ValueError as `integer_matmul` does.
+    """
+    return jax.vmap(_sums)(*_operands(x, w))
+
+
+def integer_bias(bias: Array, x: QArray, w: QArray) -> Array:
+    """`bias` [N] as int32 [N] at the scale s_x s_w of the sums it is added to (catalogue A6), saturated.
+
+    Raises ValueError if x has more than one scale or w more than one a column.
+    """
+    s_x, s_w = steps(x)[0], steps(w)[0]
+    if s_x is None or s_w is None or s_x.size != 1 or s_w.shape[0] != 1:
+        raise ValueError(f"a bias has one scale a column, but x has scales {_shape(s_x)} and w {_shape(s_w)}")
+    values = jnp.round(bias.astype(jnp.float32) / (s_x.reshape(1) * jnp.broadcast_to(s_w[0], bias.shape)))
+    # The largest float32 below 2^31.
+    return jnp.clip(values, jnp.float32(-(2.0**31)), jnp.float32(2.0**31 - 128)).astype(jnp.int32)
+
+
+def _shape(scale: Array | None) -> tuple[int, ...] | None:
+    return None if scale is None else scale.shape
+
+
+class _Side(NamedTuple):
+    """One operand in groups: its inputs along the last axis, everything centred so that codes fit int8.
+
+    codes [groups, outputs, inputs] int8, zero where a group is not full; scale, zero [groups, outputs];
+    members [groups]: the inputs of a group.
+    """
+
+    codes: Array
+    scale: Array
+    zero: Array
+    members: Array
+
+
+def _sums(x: _Side, w: _Side) -> Array:
+    along = (((1,), (1,)), ((), ()))
+    products = jax.lax.dot_general(x.codes, w.codes, along, preferred_element_type=jnp.int32)
+    of_x, of_w = (jnp.sum(side.codes, axis=1, dtype=jnp.int32) for side in (x, w))
+    z_x, z_w = x.zero[:, None], w.zero[None, :]
+    return products - z_x * of_w[None, :] - of_x[:, None] * z_w + x.members * z_x * z_w
+
+
+def _operands(x: QArray, w: QArray) -> tuple[_Side, _Side]:
+    if len(x.shape) != 2 or len(w.shape) != 2 or x.shape[1] != w.shape[0]:
+        raise ValueError(f"integer product of {x.shape} and {w.shape}: expected [T, K] and [K, N]")
+    inputs = x.shape[1]
+    sizes = [inputs if b == FULL else min(b, inputs) for b in (x.meta.block[1], w.meta.block[0])]
+    size = min(sizes)
+    if any(b % size and b != inputs for b in sizes):
+        raise ValueError(f"integer product: groups of {sizes[0]} and {sizes[1]} inputs do not fit into each other")
+    # |q - z| is at most 255, of the centred parts 128: four products of the sum stay below 2^16 each.
+    if min(size, inputs) * 2**16 > 2**31:
+        raise ValueError(f"integer product: {size} inputs a group may overflow int32; give groups of at most 32768")
+    return _side(x, "x", size, False), _side(w, "w", size, True)
+
+
+def _side(q: QArray, name: str, size: int, transposed: bool) -> _Side:
+    e = q.meta.element
+    if not isinstance(e, Int) or e.bits > 8:
+        raise ValueError(f"integer product: {name} has codes {e.name}, not integers of at most 8 bits")
+    if q.meta.offset not in (None, "zero_point"):
+        raise ValueError(f"integer product: {name} has offset {q.meta.offset!r}; only an integer zero point is exact")
+    scale, zero = steps(q)
+    assert scale is not None
+    outputs, inputs = q.shape[::-1] if transposed else q.shape
+    groups = -(-inputs // size)
+    # Unsigned codes and their zero points move down together into int8, which leaves their difference.
+    centre = 0 if e.signed else 2 ** (e.bits - 1)
+
+    def grouped(part: Array) -> Array:
+        """[outputs, groups] of one value a block."""
+        codes, block = q.codes.shape, q.meta.block
+        if transposed:
+            part, codes, block = part.T, codes[::-1], block[::-1]
+        several = (block[0], FULL if block[1] == FULL or block[1] >= inputs else block[1] // size)
+        wide = part.shape[1] * (1 if several[1] == FULL else several[1])
+        return blocks.enlarge(part, (codes[0], max(wide, groups)), several)[:outputs, :groups].T
+
+    codes = (q.codes.T if transposed else q.codes)[:outputs, :inputs].astype(jnp.int32) - centre
+    codes = jnp.pad(codes, ((0, 0), (0, groups * size - inputs))).astype(jnp.int8)
+    members = jnp.minimum(size, inputs - size * jnp.arange(groups, dtype=jnp.int32))
+    zero = (jnp.zeros_like(scale) if zero is None else zero) - centre
+    return _Side(
+        codes.reshape(outputs, groups, size).swapaxes(0, 1), grouped(scale), grouped(zero).astype(jnp.int32), members
+    )
