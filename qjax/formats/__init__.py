@@ -26,6 +26,7 @@ from qjax.formats.named import NAMED, NVFP4
 from qjax.formats.one_of import OneOf
 from qjax.formats.packing import from_words, pack, unpack, words
 from qjax.formats.posit import Posit
+from qjax.formats.shifted_squeezed import ShiftedSqueezed, from_s2fp8, to_s2fp8
 from qjax.formats.spelling import EXAMPLES, as_format, describe, parse, spell
 from qjax.formats.table import Table
 
@@ -56,15 +57,18 @@ __all__ = [
     "Levels",
     "OneOf",
     "Posit",
+    "ShiftedSqueezed",
     "Table",
     "as_format",
     "choice",
     "describe",
     "element",
+    "from_s2fp8",
     "from_words",
     "pack",
     "parse",
     "spell",
+    "to_s2fp8",
     "unpack",
     "words",
 ]

@@ -13,6 +13,7 @@ from qjax.ranges.learned_range import learnable_clipping
 from qjax.ranges.learned_step import lsq, lsq_init
 from qjax.ranges.learned_thresholds import n2uq
 from qjax.ranges.manual import fixed
+from qjax.ranges.mean_magnitude import absmean
 from qjax.ranges.moving_ends import moving_average
 from qjax.ranges.quantiles import percentile
 from qjax.ranges.range import Range, extremes
@@ -23,6 +24,7 @@ from qjax.ranges.whole import absmax, minmax
 __all__ = [
     "Range",
     "absmax",
+    "absmean",
     "aciq",
     "bit_allocation",
     "correction",

@@ -9,6 +9,7 @@ from jax import Array
 
 from qjax.formats.format import Format
 from qjax.formats.integer import Int
+from qjax.formats.rules import quotient
 
 
 def mean(x: Array, axes: tuple[int, ...], weights: Array | None) -> Array:
@@ -21,7 +22,7 @@ def mean(x: Array, axes: tuple[int, ...], weights: Array | None) -> Array:
 
 def relative(x: Array, reach: Array) -> Array:
     """`x` in units of its largest magnitude, so that squares neither overflow nor vanish; zeros stay zeros."""
-    return x / jnp.where(reach == 0, jnp.float32(1), reach)
+    return quotient(x, jnp.where(reach == 0, jnp.float32(1), reach))
 
 
 def within(clip: Array, reach: Array) -> Array:

@@ -33,6 +33,7 @@ from qjax.solvers.optimal_brain import obq
 from qjax.solvers.path_following import gpfq
 from qjax.solvers.sensitive_clusters import squeezellm
 from qjax.solvers.sparse_outliers import spqr
+from qjax.solvers.ternary_weights import twn
 from qjax.solvers.twice import gptqt
 from qjax.solvers.weak_channels import owq
 
@@ -68,5 +69,6 @@ __all__ = [
     "singular",
     "spqr",
     "squeezellm",
+    "twn",
     "whitening",
 ]

@@ -10,7 +10,7 @@ import pytest
 from qjax import dispatch
 from qjax.dispatch import dense
 from qjax.quantization import bits_per_weight, dequantize
-from qjax.solvers import aser, bitstack, d2quant, gobo, mixed_groups, nupes, outliers, rtn, squeezellm, whitening
+from qjax.solvers import aser, bitstack, d2quant, gobo, mixed_groups, nupes, outliers, rtn, squeezellm, twn, whitening
 from tests.solvers.cases import K, N, gram, output_error, problem, quick
 
 
@@ -179,3 +179,26 @@ def test_sensitive_clusters_are_nearly_the_optimal_ones() -> None:
         squeezellm(w, fisher, "int2", outliers=0, sensitive=0)
     with pytest.raises(ValueError, match="sensitivity"):
         squeezellm(w, fisher[:, :2], "int2")
+
+
+def test_ternary_weights_are_twns() -> None:
+    """Each group against the paper's equations; no scale serves its ternary numbers better."""
+    w = problem(8)[0][:88]  # the last group of 16 is half padding
+    w = w.at[:16, 0].set(0.0).at[16:32, 1].set(-0.25)
+    q = quick(lambda w: twn(w, "int2_g16_narrow_f32"))(w)
+    found, x = np.asarray(dequantize(q)), np.asarray(w, np.float64)
+    for rows in np.split(np.arange(88), range(16, 88, 16)):
+        for column in range(N):
+            group, size = x[rows, column], np.abs(x[rows, column])
+            kept = size > 0.7 * size.mean()
+            alpha = size[kept].mean() if kept.any() else 0.0
+            np.testing.assert_allclose(found[rows, column], np.sign(group) * kept * alpha, rtol=2e-6)
+            others = [((group - np.sign(group) * kept * a) ** 2).sum() for a in (0.99 * alpha, 1.01 * alpha)]
+            assert ((group - found[rows, column]) ** 2).sum() <= min(others)
+    hostile = twn(w.at[0, 3].set(jnp.nan).at[0, 4].set(jnp.inf), "int2_g16_narrow_f32")
+    back = np.asarray(dequantize(hostile))
+    assert np.isnan(back[:16, 3]).all() and not np.isnan(back[16:]).any() and back[0, 4] > 3e38
+    with pytest.raises(ValueError, match="ternary"):
+        twn(w, "int2_g16")
+    with pytest.raises(ValueError, match="positive"):
+        twn(w, threshold=0.0)
