@@ -255,8 +255,10 @@ def describe(fmt: Format | str) -> str:
     'int4 in blocks of 64, scale absmax/7.5 stored as bfloat16, no offset'
     """
     fmt = as_format(fmt)
-    if fmt.scale is None:
+    if fmt.scale is None and fmt.levels is None:
         return f"{fmt.element.name} without a scale, a cast"
+    if fmt.scale is None:
+        return f"{fmt.element.name} {_blocks_in_words(fmt)}, no scale, levels of its own"
     if isinstance(fmt.rule, Choice):
         error = {"mse": "squared error", "mae": "absolute error", "max": "largest error"}[fmt.rule.by]
         options = " or ".join(f"[{describe(c)}]" for c in fmt.rule.candidates)

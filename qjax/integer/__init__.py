@@ -1,6 +1,7 @@
-"""Real quantization: products of codes in integer arithmetic, their accumulators, and biases among them."""
+"""Integer arithmetic: products of codes, their accumulators and biases, and products of floats by addition."""
 
 from qjax.integer.accumulation import accumulate
+from qjax.integer.addition import additive_matmul, additive_product
 from qjax.integer.execution import integer_bias, integer_matmul, integer_sums
 
-__all__ = ["accumulate", "integer_bias", "integer_matmul", "integer_sums"]
+__all__ = ["accumulate", "additive_matmul", "additive_product", "integer_bias", "integer_matmul", "integer_sums"]
