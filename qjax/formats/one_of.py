@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qjax.formats.integer import Int
-
 if TYPE_CHECKING:
     from qjax.formats.elements import Element
 
@@ -109,13 +107,17 @@ def select(index: Array, options: Sequence[Array]) -> Array:
 
 
 def _pattern(e: Element, codes: Array) -> Array:
-    """Codes of `e` as unsigned bit patterns: a signed integer in two's complement of its width."""
-    return codes & ((1 << e.bits) - 1) if isinstance(e, Int) and e.signed else codes
+    """Codes of `e` as unsigned bit patterns: signed ones in two's complement of its width."""
+    return codes & ((1 << e.bits) - 1) if _signed(e) else codes
 
 
 def _code(e: Element, pattern: Array) -> Array:
     """The inverse of `_pattern`."""
-    if not (isinstance(e, Int) and e.signed):
+    if not _signed(e):
         return pattern
     sign = 1 << (e.bits - 1)
     return (pattern.astype(jnp.int32) ^ sign) - sign
+
+
+def _signed(e: Element) -> bool:
+    return np.dtype(e.code_dtype).kind == "i"

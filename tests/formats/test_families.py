@@ -187,6 +187,19 @@ def test_a_tensor_in_posits_and_fixed_point():
         check(q)
 
 
+def test_a_choice_between_posits_and_fixed_point_takes_the_better():
+    # Signed codes of either kind are bit patterns there; half of the columns are posits.
+    rng = np.random.default_rng(0)
+    w = np.concatenate([rng.normal(size=(32, 3)), rng.choice(element("posit5es0").levels(), (32, 3))], axis=1)
+    w[::16, 3:] = 8.0
+    w = jnp.asarray(w, jnp.float32)
+    fmt = parse("posit5es0_g16|q2.3_g16")
+    found, *options = (np.asarray(dequantize(quantize(w, f)), np.float64) for f in (fmt, *fmt.candidates))
+    mine, *errors = (((v - np.asarray(w)) ** 2).reshape(2, 16, 6).sum(1) for v in (found, *options))
+    np.testing.assert_allclose(mine, np.min(errors, axis=0), rtol=1e-5)
+    assert set(np.argmin(errors, axis=0).ravel()) == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("make", "word"),
     [

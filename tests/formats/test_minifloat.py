@@ -34,8 +34,19 @@ OTHERS = [
 ]
 
 
+CASTS = {name: dtype for name, (_, dtype, _) in STANDARD.items()} | {
+    "e4m3_fnuz": ml_dtypes.float8_e4m3fnuz,
+    "e4m3b11_fnuz": ml_dtypes.float8_e4m3b11fnuz,
+    "e5m2_fnuz": ml_dtypes.float8_e5m2fnuz,
+    "e4m3_ieee": ml_dtypes.float8_e4m3,
+    "e3m4_ieee": ml_dtypes.float8_e3m4,
+    "fp16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+}
+
+
 def codes_of_all(e):
-    return np.arange(2**e.bits, dtype=np.uint8)
+    return np.arange(2**e.bits, dtype=e.code_dtype)
 
 
 @pytest.mark.parametrize("name", STANDARD)
@@ -67,6 +78,19 @@ def test_encoding_is_ml_dtypes_cast_within_range_and_saturates_beyond(name):
     codes = np.asarray(jax.jit(e.encode)(x))
     np.testing.assert_array_equal(codes, np.clip(x, e.min, e.max).astype(dtype).view(np.uint8))
     np.testing.assert_array_equal(e.round(x), gfloat.round_ndarray(info, x.astype(np.float64), sat=True))
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_every_code_and_a_million_numbers_are_the_cast_of_ml_dtypes(name):
+    e, dtype = element(name), CASTS[name]
+    decoded = codes_of_all(e).view(dtype).astype(np.float32)
+    finite = np.isfinite(decoded)
+    x = np.random.default_rng(0).normal(size=1_000_000).astype(np.float32)
+    x = np.clip(x * np.exp2(np.random.default_rng(1).uniform(-24, 20, len(x))).astype(np.float32), e.min, e.max)
+    encoded, round_trip = jax.jit(lambda x, codes: (e.encode(x), e.decode(codes)))(x, codes_of_all(e))
+    np.testing.assert_array_equal(encoded, x.astype(dtype).view(e.code_dtype))
+    np.testing.assert_array_equal(np.asarray(round_trip).view(np.uint32)[finite], decoded.view(np.uint32)[finite])
+    assert np.isnan(np.asarray(round_trip)[np.isnan(decoded)]).all()
 
 
 def test_e8m0_encodes_positive_numbers_as_ml_dtypes():

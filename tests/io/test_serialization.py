@@ -28,6 +28,9 @@ FORMATS = (
     "nvfp4",
     "nf4_g64",
     "bitmod4",
+    "posit5es0_g32_max1",
+    "log3_g32",
+    "uq2.4_cast",
 )
 
 
