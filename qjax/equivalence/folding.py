@@ -100,7 +100,7 @@ def _into_up(leaves: dict[str, Any], product: Product) -> dict[str, str]:
 
 
 def _into_port(leaves: dict[str, Any], producer: Port, consumer: Port, scale: jax.Array) -> dict[str, str]:
-    leaf = _scaled_outputs(leaves[producer.path], producer.axis, scale)
+    leaf = scaled_along(leaves[producer.path], producer.axis, scale)
     if leaf is None:
         return {consumer.path: f"{producer.path}, which feeds it, is quantized already: fold before quantizing"}
     leaves[producer.path] = leaf
@@ -111,13 +111,13 @@ def _into_port(leaves: dict[str, Any], producer: Port, consumer: Port, scale: ja
     return {}
 
 
-def _scaled_outputs(leaf: Any, axis: int, scale: jax.Array) -> Any | None:
+def scaled_along(leaf: Any, axis: int, scale: jax.Array) -> Any | None:
     """The leaf with its channels along a stored axis multiplied, or None where its numbers are not float."""
     if isinstance(leaf, Pre):
-        inner = _scaled_outputs(leaf.op, -1, scale)
+        inner = scaled_along(leaf.op, -1, scale)
         return None if inner is None else Pre(leaf.T, inner)
     if isinstance(leaf, View):
-        inner = _scaled_outputs(leaf.op, -1, scale) if leaf.op.shape[-1] == scale.shape[-1] else None
+        inner = scaled_along(leaf.op, -1, scale) if leaf.op.shape[-1] == scale.shape[-1] else None
         return None if inner is None else dataclasses.replace(leaf, op=inner)
     if dispatch.is_operator(leaf):
         return None

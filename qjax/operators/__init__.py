@@ -21,6 +21,7 @@ from qjax.operators.layout import as_matrix as as_matrix
 from qjax.operators.maps.affine_map import AffineMap as AffineMap
 from qjax.operators.maps.augment import Augment as Augment
 from qjax.operators.maps.augment import Gather as Gather
+from qjax.operators.maps.composed import Composed as Composed
 from qjax.operators.maps.diag import Diag as Diag
 from qjax.operators.maps.frame import Frame as Frame
 from qjax.operators.maps.hadamard import Hadamard as Hadamard

@@ -9,6 +9,7 @@ from __future__ import annotations
 from qjax.recipes.adepu2024_framequant import framequant
 from qjax.recipes.alternating_least_squares import alternating
 from qjax.recipes.an2026_glowq import glowq
+from qjax.recipes.ashkboos2024_quarot import quarot
 from qjax.recipes.badri2023_hqq import hqq
 from qjax.recipes.behdin2023_quantease import quantease
 from qjax.recipes.chee2023_quip import quip
@@ -89,6 +90,7 @@ __all__ = [
     "owq",
     "qera",
     "quantease",
+    "quarot",
     "quip",
     "rescomp",
     "rtn",

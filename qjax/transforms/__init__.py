@@ -35,6 +35,7 @@ from qjax.transforms.mixtures import planned_to_quantize as planned_to_quantize
 from qjax.transforms.mixtures import power as power
 from qjax.transforms.mixtures import sensitive_clusters as sensitive_clusters
 from qjax.transforms.report import Report as Report
+from qjax.transforms.rotating import rotate as rotate
 from qjax.transforms.scaling import awq as awq
 from qjax.transforms.scaling import clip as clip
 from qjax.transforms.scaling import dual_scale as dual_scale

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from qjax.trace.topology import Topology
 from qjax.trace.uses import Use
 
 Scope = Literal["leaf", "inputs", "block", "window", "model"]
@@ -60,6 +61,7 @@ class Stage:
         statistics: path -> {name: value} of the value that enters the leaf's matmul, before any `Pre` of the leaf.
         reference_statistics: the same in the float model (`Needs.paired`).
         plan: path -> format, written by annotations.
+        topology: how the leaves are wired, if the model or the call of `run` says so; at model scope only.
         fn: (leaves, input) -> output of this stage, for leaves as a tuple in the order of `params`, operators allowed.
             Equal stages hold the same `fn`, so a program built on it is compiled once for all of them.
         inputs, reference_inputs, reference_outputs: one entry a calibration batch (`Needs.streams`); at model scope
@@ -80,6 +82,7 @@ class Stage:
     reference_inputs: Sequence[Any] = ()
     reference_outputs: Sequence[Any] = ()
     loss: Callable[[tuple[Any, ...], Any], jax.Array] | None = None
+    topology: Topology | None = None
 
 
 class Edit(NamedTuple):
@@ -87,14 +90,17 @@ class Edit(NamedTuple):
 
     Attributes:
         equivalence: path -> invertible map T: the leaf W becomes `Pre(T, T^-1 W)`, in params and in the reference.
+        rewritten: path -> new leaf, all of them together the same function (a rotation folded into both sides of the
+            stream): in params and in the reference, before `equivalence`; not only targets.
         params: path -> new leaf, an approximation: the reference keeps its own.
         plan: path -> format (annotation).
-        taps: site -> map on that activation.
+        taps: site -> map on that activation, behind what an earlier transform put there.
         prefix: tokens or a state to put in front of every sequence.
         rows: path -> extra columns of the report (method, format, warnings, ...).
     """
 
     equivalence: Mapping[str, Any] = {}
+    rewritten: Mapping[str, Any] = {}
     params: Mapping[str, Any] = {}
     plan: Mapping[str, Any] = {}
     taps: Mapping[str, Any] = {}

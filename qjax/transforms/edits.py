@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax import dispatch
-from qjax.operators import NotAffine, Pre
+from qjax.operators import Composed, NotAffine, Pre
 from qjax.trace.uses import Use
 from qjax.transforms.contract import Edit, Leaves
 from qjax.transforms.leaves import Core
@@ -45,22 +45,31 @@ def applied(working: Working, edit: Edit, uses: Mapping[str, Use]) -> Working:
     Raises:
         ValueError: a path the stage does not hold, or an equivalence on a leaf that is not float any more.
     """
-    for path in (*edit.equivalence, *edit.params):
+    for path in (*edit.equivalence, *edit.rewritten, *edit.params):
         if path not in working.params:
             raise ValueError(f"{path}: no such leaf in this stage; it holds {sorted(working.params)}")
     params, reference = dict(working.params), dict(working.reference)
+    for path, leaf in edit.rewritten.items():
+        if params[path] is not reference[path]:
+            raise ValueError(f"{path}: already approximated; put rewrites of the network before methods that quantize")
+        params[path] = reference[path] = leaf
     for path, m in edit.equivalence.items():
-        for leaves in (params, reference):
-            leaves[path] = absorbed(path, leaves[path], m, uses[path])
+        same = params[path] is reference[path]
+        params[path] = absorbed(path, params[path], m, uses[path])
+        reference[path] = params[path] if same else absorbed(path, reference[path], m, uses[path])
     params.update(edit.params)
     return dataclasses.replace(
         working,
         params=params,
         reference=reference,
         plan={**working.plan, **edit.plan},
-        taps={**working.taps, **edit.taps},
+        taps={**working.taps, **{site: _behind(working.taps.get(site), tap) for site, tap in edit.taps.items()}},
         prefix=working.prefix if edit.prefix is None else edit.prefix,
     )
+
+
+def _behind(first: Any, second: Any) -> Any:
+    return second if first is None else Composed((*(first.maps if isinstance(first, Composed) else (first,)), second))
 
 
 def changes(before: Working, after: Working, rows: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from qjax.statistics.batches import require_batches
 from qjax.trace.paths import Where, leaves_with_paths, replace_leaves
 from qjax.trace.sites import Program, tapped
+from qjax.trace.topology import Topology
 from qjax.trace.uses import Uses, uses
 from qjax.transforms.contract import Chain, Transform, chain
 from qjax.transforms.edits import Working, changes, restored
@@ -91,6 +92,7 @@ def run(
     where: Where | None = None,
     weights: Sequence[jax.Array] | None = None,
     loss: Callable[[Any, Any], jax.Array] | None = None,
+    topology: Topology | None = None,
     checkpoint: str | None = None,
     progress: bool = False,
 ) -> tuple[Any, Report]:
@@ -114,6 +116,7 @@ def run(
             routers or depthwise convolutions.
         weights: one array a batch, like its tokens; 0 hides a token (padding) from every statistic.
         loss: (outputs, batch) -> scalar, for transforms that need one.
+        topology: how the leaves are wired, for transforms that rewrite several together; `fn.topology` if fn has one.
         checkpoint: a folder where each finished block is saved; the same call goes on from there after a kill.
         progress: show a bar with the time left.
 
@@ -146,6 +149,7 @@ def run(
         else fingerprint(names, params, list(batches), key, weights, schedule, by, stream, within, planned.targets)
     )
     saved = Progress(checkpoint, identity)
+    wiring = getattr(fn, "topology", None) if topology is None else topology
     original = Working(leaves_with_paths(params), leaves_with_paths(params))
     working, rows, programs = original, [], Programs()
     for n, p in enumerate(planned.passes):
@@ -157,7 +161,7 @@ def run(
             blocks, begin = cut(model, params, batches[0], by)
             inputs = [begin(b) for b in batches_read]
         streams = Streams(inputs, list(inputs) if needs_reference(p.transforms) else None)
-        settings = Settings(stream, within, jax.random.fold_in(key, n), weights, loss)
+        settings = Settings(stream, within, jax.random.fold_in(key, n), weights, loss, wiring)
         bar = tqdm(total=len(blocks), desc=f"pass {n + 1} of {len(planned.passes)}", disable=not progress, unit="block")
         before = working
         working = sliced(working, blocks)

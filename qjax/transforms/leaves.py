@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax import dispatch
-from qjax.operators import Diag, NotAffine, Permute, Pre, Quantize, Sum
+from qjax.operators import ByUse, Diag, NotAffine, Permute, Pre, Quantize, Sum, View
 from qjax.qarray import QArray
 from qjax.quantization import dequantize
 from qjax.trace.uses import Use
@@ -120,8 +120,8 @@ def materialized(leaf: Any) -> Any:
 
     One compiled stage then serves layers of any mixture of formats, and no code is decoded twice.
     """
-    if not dispatch.is_operator(leaf):
-        return leaf
+    if not dispatch.is_operator(leaf) or isinstance(leaf.op if isinstance(leaf, View) else leaf, ByUse):
+        return leaf  # a tied leaf is two matrices, and dense would be one of them
     try:
         w, b = dispatch.affine(leaf)
     except NotAffine:

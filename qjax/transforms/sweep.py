@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax.statistics import Count, Statistic, as_statistic
+from qjax.trace.topology import Topology
 from qjax.trace.uses import Use
 from qjax.transforms.contract import Edit, Leaves, Stage, Transform
 from qjax.transforms.edits import Working, applied, assert_equivalent
@@ -38,6 +39,7 @@ class Settings:
     key: jax.Array
     weights: Sequence[jax.Array] | None = None
     loss: Callable[[Any, Any], jax.Array] | None = None
+    topology: Topology | None = None
 
 
 @dataclasses.dataclass
@@ -148,6 +150,7 @@ def _edit_wide(working: Working, t: Transform, place: Place) -> tuple[Working, l
         reference_inputs=reference,
         reference_outputs=outputs,
         loss=None if loss is None else programs.loss(block.fn, loss),
+        topology=place.settings.topology,
     )
     return _steps(working, stage, t, place)
 
@@ -270,7 +273,7 @@ def _steps(working: Working, stage: Stage, t: Transform, place: Place) -> tuple[
         _refuse_strangers(t, stage, edit)
         before = working
         working = applied(working, edit, stage.uses)
-        if edit.equivalence:
+        if edit.equivalence or edit.rewritten:
             was, now = block.ready(before.params), block.ready(working.params)
             assert_equivalent(f"{t.name} at {stage.name}", advance, was, now, place.streams.now[0])
         for p in (*edit.equivalence, *edit.params, *edit.rows):

@@ -1,0 +1,1 @@
+"""Studies of rotations, one paper each."""

@@ -1,0 +1,40 @@
+"""QuaRot, by Ashkboos et al. 2024 (arXiv:2404.00456): 4-bit weights, activations and cache in a rotated network.
+
+Section 4: random Hadamard rotations in the weights (residual stream, heads) and online (queries and keys, the input of
+the down projections); weights by GPTQ or round to nearest, one scale an output channel whose range is searched for the
+least squared error; activations symmetric, a scale a token; keys and values with a zero point, a scale a head. The
+authors shrink the activations' range to 0.9 of its size besides, which is not done here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qjax import ranges, transforms
+from qjax.transforms.contract import Chain
+
+
+def quarot(
+    format: str = "int4_channel",
+    activations: str | None = "int4",
+    cache: str | None = "int4_affine",
+    method: Literal["gptq", "rtn"] = "gptq",
+    rotated: bool = True,
+) -> Chain:
+    """Rotate, round the weights, their inputs and the cache. `rotated=False` is its baseline. Catalogue H2.
+
+    None leaves activations or cache in float.
+    """
+    weights = {
+        "gptq": lambda: transforms.gptq(format, range=ranges.mse),
+        "rtn": lambda: transforms.rtn(format, range=ranges.mse),
+    }
+    if method not in weights:
+        raise ValueError(f"quarot: method {method!r} is neither 'gptq' nor 'rtn'")
+    steps = [transforms.rotate()] if rotated else []
+    steps.append(weights[method]())
+    if activations is not None:
+        steps.append(transforms.act_quantize(activations))
+    if cache is not None:
+        steps.append(transforms.cache_quantize(cache, cache))
+    return transforms.chain(*steps)
