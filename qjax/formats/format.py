@@ -38,7 +38,7 @@ class Levels(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """How one array is quantized, as data (frozen, hashable).
+    """How one array is quantized, as data (frozen, hashable; catalogue C1-C4, C6-C8).
 
     element : the representable values.
     block   : elements along the block axis that share a scale; FULL is the whole axis (per channel).

@@ -14,9 +14,9 @@ from jax import Array
 class Int:
     """The integers of `bits` bits; a code is the value itself (catalogue A1-A3).
 
-    `narrow` leaves out the most negative code so that the range is symmetric; `signed=False` gives 0..2^bits-1.
-    Codes are whole bytes (int8 or uint8, above 8 bits int16 or uint16): packing into native int4 costs XLA:CPU fifteen
-    times the whole encoding; `qjax.nbytes` counts the true bits.
+    `narrow` leaves out the most negative code: a symmetric range has no bias to one side (catalogue B8);
+    `signed=False` gives 0..2^bits-1. Codes are whole bytes (int8 or uint8, above 8 bits int16 or uint16): packing into
+    native int4 costs XLA:CPU fifteen times the whole encoding; `qjax.nbytes` counts the true bits.
 
     >>> Int(4).min, Int(4).max, Int(4, narrow=True).min, Int(3, signed=False).max
     (-8.0, 7.0, -7.0, 7.0)

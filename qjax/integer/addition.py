@@ -59,9 +59,8 @@ def additive_matmul(x: Array, w: Array, mantissa: int) -> Array:
     """
 
     def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-        column, row = pair
-        products = additive_product(*jnp.broadcast_arrays(column[:, None], row[None, :]), mantissa)
-        return total + products, None
+        column, row = (jnp.broadcast_to(part, total.shape) for part in (pair[0][:, None], pair[1][None, :]))
+        return total + additive_product(column, row, mantissa), None
 
     return jax.lax.scan(add, jnp.zeros((x.shape[0], w.shape[1]), jnp.float32), (x.T, w))[0]
 
