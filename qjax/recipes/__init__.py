@@ -35,6 +35,7 @@ from qjax.recipes.li2023_norm_tweaking import norm_tweaking
 from qjax.recipes.li2025_gptaq import gptaq
 from qjax.recipes.li2026_rescomp import rescomp
 from qjax.recipes.lin2023_awq import awq
+from qjax.recipes.liu2024_crossquant import crossquant
 from qjax.recipes.liu2024_eora import eora
 from qjax.recipes.nagel2019_bias_correction import bias_correction
 from qjax.recipes.nagel2020_adaround import adaround
@@ -63,6 +64,7 @@ __all__ = [
     "bias_correction",
     "bitstack",
     "cbq",
+    "crossquant",
     "d2quant",
     "decoupleq",
     "eora",
