@@ -28,6 +28,7 @@ from qjax.recipes.hubara2020_adaquant import adaquant
 from qjax.recipes.kim2023_squeezellm import squeezellm
 from qjax.recipes.lee2023_flexround import flexround
 from qjax.recipes.lee2024_owq import owq
+from qjax.recipes.li2021_brecq import brecq
 from qjax.recipes.li2023_llm_mq import llm_mq
 from qjax.recipes.li2023_loftq import loftq
 from qjax.recipes.li2023_mixed_groups import mixed_groups
@@ -63,6 +64,7 @@ __all__ = [
     "awq",
     "bias_correction",
     "bitstack",
+    "brecq",
     "cbq",
     "crossquant",
     "d2quant",
