@@ -1,9 +1,9 @@
 """Grids of sixteen values under one scale for 64 weights: which spacing suits the weights of a language model.
 
-Round-to-nearest on five replicates of the model. Evenly spaced (int4), quantiles of the normal density (NF4; catalogue
-A25), least absolute error under an absmax scale (AF4; A26), least squared error for a normal and a Laplace density
-(Lloyd-Max; J1), a float (E2M1; A13), float and integer at once (flint; A28), powers of two (L1), their square roots
-(L5), and sums of two powers of two (APoT; L2, SP2; L3).
+Round-to-nearest on five replicates of the model. Evenly spaced (int4), quantiles of the normal density (NF4), least
+absolute error under an absmax scale (AF4), least squared error for a normal and a Laplace density (Lloyd-Max), a float
+(E2M1), float and integer at once (flint), powers of two and of its square root, and sums of two powers of two (APoT,
+SP2): catalogue A13, A25, A26, A28, J1, L1, L2, L3, L5.
 
 Papers: Dettmers et al. 2023 (arXiv:2305.14314); Yoshida 2023 (arXiv:2306.06965); Max 1960; Guo et al. 2022 (ANT);
 Miyashita et al. 2016 (arXiv:1603.01025); Li et al. 2020 (arXiv:1909.13144); Chang et al. 2021 (arXiv:2012.04240).

@@ -28,6 +28,7 @@ from qjax.recipes.hubara2020_adaquant import adaquant
 from qjax.recipes.kim2023_squeezellm import squeezellm
 from qjax.recipes.lee2023_flexround import flexround
 from qjax.recipes.lee2024_owq import owq
+from qjax.recipes.li2016_twn import twn
 from qjax.recipes.li2021_brecq import brecq
 from qjax.recipes.li2023_llm_mq import llm_mq
 from qjax.recipes.li2023_loftq import loftq
@@ -38,6 +39,7 @@ from qjax.recipes.li2026_rescomp import rescomp
 from qjax.recipes.lin2023_awq import awq
 from qjax.recipes.liu2024_crossquant import crossquant
 from qjax.recipes.liu2024_eora import eora
+from qjax.recipes.mean_magnitude import absmean
 from qjax.recipes.nagel2019_bias_correction import bias_correction
 from qjax.recipes.nagel2020_adaround import adaround
 from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
@@ -57,6 +59,7 @@ from qjax.recipes.zhang2024_qera import qera
 from qjax.recipes.zhao2024_aser import aser
 
 __all__ = [
+    "absmean",
     "adaquant",
     "adaround",
     "alternating",
@@ -105,6 +108,7 @@ __all__ = [
     "spqr",
     "squeezellm",
     "teq",
+    "twn",
     "unsloth_dynamic",
     "w8a8",
 ]
