@@ -7,7 +7,8 @@ the matrix's output on inputs not calibrated on, divided by that of rounding to 
 number in brackets stands for a pair that cannot work, and its reason follows below. With one matrix the quantized
 stream is the float one: GPTAQ and ResComp have nothing to correct beyond GPTQ here.
 
-Cost: about 25 minutes and 2 GB on 2 cores; a minute with --toy.
+Cost: not measured on a quiet machine; an estimate is an hour and 4 GB on 2 cores, a quarter of it OBQ. `--solvers` and
+`--formats` cut it to what is wanted.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from qjax import formats, operators, qarray
+from qjax import formats, operators, qarray, ranges
 from qjax.formats.packing import pack, unpack
 from qjax.qarray import QArray
 
@@ -96,8 +96,8 @@ def _digest(record: Any, tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _types() -> dict[str, type]:
-    """Every node and static type a record may name: the dataclasses of the formats, arrays and operators."""
-    rooms: tuple[ModuleType, ...] = (formats, qarray, operators)
+    """Every node and static type a record may name: the dataclasses of formats, arrays, ranges and operators."""
+    rooms: tuple[ModuleType, ...] = (formats, qarray, operators, ranges)
     return {
         cls.__name__: cls
         for room in rooms

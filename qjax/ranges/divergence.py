@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ class entropy:
     """
 
     bins: int = 2048
+    summary: ClassVar[str] = "histogram"
 
     def __post_init__(self) -> None:
         if self.bins < 2:

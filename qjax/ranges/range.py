@@ -22,7 +22,8 @@ class Range(Protocol):
     weights : how often each value counts (float32, broadcasts against `x`), once if None: weight 2 is the value twice.
               Weight 0 is a value that is known to occur and counts for nothing but the extremes. So a histogram is
               estimated from as its bins are, an importance is a weight, and padding weighs nothing.
-    Returns low and high with `axes` reduced to size 1 (keepdims).
+    Returns low and high with `axes` reduced to size 1 (keepdims). An estimator may name, as its attribute `summary`,
+    the statistic of `qjax.statistics` as which it sees calibration data: bins of equal ratio ("log_histogram") if not.
     """
 
     def __call__(

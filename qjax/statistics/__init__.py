@@ -10,8 +10,10 @@ from types import MappingProxyType
 
 from qjax.statistics.extrema import AbsMax, Max, Min
 from qjax.statistics.gradients import fisher
-from qjax.statistics.histogram import Histogram
+from qjax.statistics.histogram import Counts, Even, Histogram, Octaves
 from qjax.statistics.moments import Count, Mean, Moment
+from qjax.statistics.moving import Moving, MovingAverage
+from qjax.statistics.points import Points
 from qjax.statistics.reservoir import Reservoir, Sample
 from qjax.statistics.second_moments import CrossGram, Gram, gram
 from qjax.statistics.statistic import Statistic
@@ -28,6 +30,8 @@ STATISTICS: Mapping[str, Statistic] = MappingProxyType(
             Mean(),
             Mean(absolute=True),
             Histogram(),
+            Histogram(Octaves(), by_channel=True),
+            MovingAverage(),
             Reservoir(),
             Count(),
         )
@@ -48,13 +52,19 @@ __all__ = [
     "STATISTICS",
     "AbsMax",
     "Count",
+    "Counts",
     "CrossGram",
+    "Even",
     "Gram",
     "Histogram",
     "Max",
     "Mean",
     "Min",
     "Moment",
+    "Moving",
+    "MovingAverage",
+    "Octaves",
+    "Points",
     "Reservoir",
     "Sample",
     "Statistic",

@@ -15,6 +15,11 @@ def _hide(x: jax.Array, weights: jax.Array | None, identity: float) -> jax.Array
     return jnp.where((weights > 0)[..., None], x, jnp.full((), identity, jnp.float32))
 
 
+def _largest(x: jax.Array, identity: float) -> jax.Array:
+    """max over tokens; NaN if there is one, which XLA:CPU's max passes over in a large array."""
+    return jnp.where(jnp.isnan(x).any(-2), jnp.float32(jnp.nan), x.max(-2, initial=identity))
+
+
 @dataclass(frozen=True)
 class AbsMax:
     """max |x| over tokens, float32 [*batch, K]; 0 before any token."""
@@ -25,7 +30,7 @@ class AbsMax:
         return jnp.zeros((*batch, features), jnp.float32)
 
     def update(self, value: jax.Array, x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-        return self.merge(value, jnp.abs(_hide(x, weights, 0.0)).max(-2, initial=0.0))
+        return self.merge(value, _largest(jnp.abs(_hide(x, weights, 0.0)), 0.0))
 
     def merge(self, a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.maximum(a, b)
@@ -44,7 +49,7 @@ class Max:
         return jnp.full((*batch, features), -jnp.inf, jnp.float32)
 
     def update(self, value: jax.Array, x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-        return self.merge(value, _hide(x, weights, -jnp.inf).max(-2, initial=-jnp.inf))
+        return self.merge(value, _largest(_hide(x, weights, -jnp.inf), -jnp.inf))
 
     def merge(self, a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.maximum(a, b)
@@ -63,7 +68,7 @@ class Min:
         return jnp.full((*batch, features), jnp.inf, jnp.float32)
 
     def update(self, value: jax.Array, x: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-        return self.merge(value, _hide(x, weights, jnp.inf).min(-2, initial=jnp.inf))
+        return self.merge(value, -_largest(-_hide(x, weights, jnp.inf), -jnp.inf))
 
     def merge(self, a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.minimum(a, b)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from qjax.statistics.points import Points
+
 _LAST = np.uint32(0xFFFFFFFF)  # the hash of an empty slot
 
 
@@ -102,3 +104,7 @@ class Reservoir:
 
     def result(self, value: Sample) -> Sample:
         return value
+
+    def points(self, value: Sample) -> Points:
+        """The rows, each of weight 1: tokens, so that any map may be applied to them."""
+        return Points.of(value.rows, value.filled[..., None].astype(jnp.float32))

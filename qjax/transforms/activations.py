@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+from collections.abc import Mapping
+from typing import Any
 
-from qjax.formats import Format, as_format
+import jax
+
+from qjax import ranges
+from qjax.formats import FULL, Format, as_format
 from qjax.operators import Quantize
+from qjax.ranges import Range
+from qjax.statistics import Histogram, Points, Statistic, as_statistic
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
 from qjax.transforms.leaves import Core, transport
 
 
-def act_quantize(fmt: Format | str = "int8", *, static: bool = False) -> Transform:
+def act_quantize(
+    fmt: Format | str = "int8",
+    *,
+    static: bool = False,
+    range: Range | None = None,
+    statistic: str | Statistic | None = None,
+) -> Transform:
     """Round what enters every target to a format, right in front of the weight (behind smoothing or rotations).
 
     The format says the granularity: "int8" has a scale for each token, "int8_tensor" one for all, "mxfp8_e4m3" one for
-    each block of channels. Dynamic scales come from each input; `static=True` fixes a per-tensor range to the largest
-    magnitude of the calibration data (symmetric formats).
+    each block of channels. Dynamic scales come from each input; `static=True` fixes those of the calibration data, for
+    formats whose scales span the tokens: one for the tensor, or one for each block of channels (across=FULL).
 
-    Catalogue C1, C3, C9; the activation side of ZeroQuant and SmoothQuant.
+    `range` is an estimator of `qjax.ranges` (the extremes if None). In calibration it sees the data as a `statistic`
+    that has `points`: by default a "log_histogram" of every channel, for `ranges.entropy` the equal bins of a
+    "histogram", both with the exact extremes; a "reservoir" of tokens for a chain that rotates, as only tokens pass
+    through a map that mixes channels; or a "moving_average" of the extremes.
+
+    Catalogue C1, C3, C9, B1-B5; the activation side of ZeroQuant and SmoothQuant.
 
     Raises:
-        ValueError: static with a format that is not per tensor, or that has an offset.
+        ValueError: static with a format whose scales follow the tokens; a statistic without points, or without static.
     """
     f = as_format(fmt)
-    if static and (not f.tensor or f.offset is not None):
+    if static and f.across != FULL:
         raise ValueError(
-            f"act_quantize: a static range needs a symmetric per-tensor format such as int8_tensor, not {f.name}"
+            f"act_quantize: static scales must span the tokens, as those of int8_tensor (across=FULL), not of {f.name}"
         )
+    if statistic is not None and not static:
+        raise ValueError("act_quantize: a statistic is what static ranges are calibrated with; give static=True")
+    if statistic is not None:
+        summary = as_statistic(statistic)
+    else:
+        extremes = range in (None, ranges.absmax, ranges.minmax)
+        summary = None if extremes else as_statistic(getattr(range, "summary", "log_histogram"))
+    if summary is not None and not hasattr(summary, "points"):
+        raise ValueError(f"act_quantize: the statistic {summary.name!r} has no points to estimate a range from")
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
         del key
@@ -37,13 +62,35 @@ def act_quantize(fmt: Format | str = "int8", *, static: bool = False) -> Transfo
             if any(isinstance(m, Quantize) for m in core.maps):
                 raise ValueError(f"{path}: its input is quantized already; one act_quantize a leaf")
             if static:
-                reach = jnp.max(transport(path, core.maps, stage.statistics[path])["absmax"])
-                rounding = Quantize.static(f, -reach, reach)
+                points = _points(path, core.maps, stage.statistics[path], summary)
+                rounding = Quantize.calibrated(f, *(points.pooled() if f.tensor else points.channels()), range=range)
             else:
-                rounding = Quantize.dynamic(f)
+                rounding = Quantize.dynamic(f, range)
             params[path] = core.behind(rounding).leaf()
             rows[path] = {"format": f"input {f.name}"}
         return Edit(params=params, rows=rows)
 
-    name = f"act_quantize {f.name}" + (" static" if static else "")
-    return stateless(name, "inputs", edit, Needs(statistics=("absmax",) if static else ()))
+    name = f"act_quantize {f.name}" + (" static" if static else "") + ("" if range is None else f" {_label(range)}")
+    return stateless(name, "inputs", edit, Needs(statistics=_measured(summary) if static else ()))
+
+
+def _measured(summary: Any) -> tuple[str | Statistic, ...]:
+    """What is measured for a summary: a histogram knows its extremes to a bin only."""
+    if summary is None:
+        return ("min", "max")
+    return ("min", "max", summary) if isinstance(summary, Histogram) else (summary,)
+
+
+def _points(path: str, maps: tuple[Any, ...], statistics: Mapping[str, Any], summary: Any) -> Points:
+    """What was measured of x as weighted values of what meets the core."""
+    if summary is None:
+        name, points = "min and max", Points.extremes(statistics["min"], statistics["max"])
+    else:
+        name, points = summary.name, summary.points(statistics[summary.name])
+        if isinstance(summary, Histogram):
+            points = points.between(*(statistics[end][..., None, :] for end in ("min", "max")))
+    return transport(path, maps, {name: points})[name]
+
+
+def _label(range: Range) -> str:
+    return getattr(range, "__name__", None) or repr(range)

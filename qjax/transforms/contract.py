@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from qjax.statistics import Statistic
 from qjax.trace.topology import Topology
 from qjax.trace.uses import Use
 
@@ -32,7 +33,7 @@ class Needs(NamedTuple):
     """What must be measured or kept for a transform before its first step.
 
     Attributes:
-        statistics: names of statistics of the targets' inputs (`qjax.statistics`), measured on the stream.
+        statistics: statistics of the targets' inputs (`qjax.statistics`) or their names, measured on the stream.
         cross: also measure the cross-Gram of the quantized and the float stream (GPTAQ).
         paired: also measure `statistics` on the float stream (mean shifts).
         streams: also keep, per batch, the stage's inputs and its reference inputs and outputs.
@@ -40,7 +41,7 @@ class Needs(NamedTuple):
         window: number of consecutive blocks in a stage (window scope).
     """
 
-    statistics: tuple[str, ...] = ()
+    statistics: tuple[str | Statistic, ...] = ()
     cross: bool = False
     paired: bool = False
     streams: bool = False

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 from tqdm import tqdm
 
+from qjax.statistics import as_statistic
 from qjax.statistics.batches import require_batches
 from qjax.trace.paths import Where, leaves_with_paths, replace_leaves
 from qjax.trace.sites import Program, tapped
@@ -50,7 +51,7 @@ class Plan:
         for n, p in enumerate(self.passes, 1):
             names = " -> ".join(t.name for t in p.transforms)
             walk = "the whole model" if p.schedule == "whole" else f"block by block ({self.by!r})"
-            measured = sorted({s for t in p.transforms for s in t.needs.statistics})
+            measured = sorted({as_statistic(s).name for t in p.transforms for s in t.needs.statistics})
             data = f"{self.stream} stream, statistics {self.within}" if p.needs_data else "no data"
             lines.append(
                 f"pass {n}: {names}: {walk}, {data}" + (f"; measures {', '.join(measured)}" if measured else "")

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from qjax import dispatch
-from qjax.operators import ByUse, Diag, NotAffine, Permute, Pre, Quantize, Sum, View
+from qjax.operators import ByUse, Diag, NotAffine, Permute, Pre, Quantize, Shift, Sum, View
 from qjax.qarray import QArray
 from qjax.quantization import dequantize
+from qjax.statistics import Points
 from qjax.trace.uses import Use
 
 # How a per-channel statistic follows x -> x * d; every other map mixes channels, and then only a Gram matrix can
@@ -100,6 +101,8 @@ def _through(path: str, m: Any, name: str, value: Any) -> Any:
     if name == "count" or isinstance(m, Quantize):
         # the second moment of x before its rounding stands for that after it, as in every published GPTQ with W and A
         return value
+    if isinstance(value, Points):
+        return _moved(path, m, name, value)
     if name in ("gram", "cross_gram"):
         once = m.apply(value)
         return m.apply(jnp.swapaxes(once, -1, -2)).swapaxes(-1, -2)
@@ -112,6 +115,22 @@ def _through(path: str, m: Any, name: str, value: Any) -> Any:
     raise ValueError(
         f"{path}: the statistic {name!r} cannot be carried through {type(m).__name__}; "
         "put the transform that needs it first in the chain, or use a Gram matrix"
+    )
+
+
+def _moved(path: str, m: Any, name: str, points: Points) -> Points:
+    """Points of x as points of T(x): tokens under any map, channels' own values under one that mixes none."""
+    if name == "reservoir":
+        return Points.of(m.apply(points.x), points.weights)
+    if isinstance(m, Permute):
+        return Points(*(part if part.shape[-1] == 1 else m.apply(part) for part in points))
+    if isinstance(m, Diag | Shift):
+        k = points.low.shape[-1]
+        x, low, high = (m.apply(jnp.broadcast_to(p, (*p.shape[:-1], k))) for p in (points.x, points.low, points.high))
+        return Points(x, points.weights, jnp.minimum(low, high), jnp.maximum(low, high))
+    raise ValueError(
+        f"{path}: {name!r} tells of single channels and {type(m).__name__} mixes them; measure tokens instead "
+        "(statistic='reservoir')"
     )
 
 

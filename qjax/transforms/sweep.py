@@ -199,7 +199,7 @@ def _measured(
     for t, paths in asked:
         for p in paths:
             for statistic in t.needs.statistics:
-                names.setdefault(p, {})[statistic] = as_statistic(statistic)
+                _ask(names.setdefault(p, {}), p, statistic)
             if t.needs.cross:
                 crossed.add(p)
     position = {p: i for i, p in enumerate(block.ids)}
@@ -222,6 +222,13 @@ def _measured(
     return out
 
 
+def _ask(names: dict[str, Statistic], path: str, statistic: str | Statistic) -> None:
+    """Put a statistic on a leaf's list; two of one name must be the same."""
+    asked = as_statistic(statistic)
+    if names.setdefault(asked.name, asked) != asked:
+        raise ValueError(f"{path}: two transforms measure a {asked.name}, as {names[asked.name]} and as {asked}")
+
+
 def _measured_in_float(
     working: Working, asked: Sequence[tuple[Transform, Sequence[str]]], place: Place
 ) -> dict[str, dict[str, Any]]:
@@ -229,7 +236,8 @@ def _measured_in_float(
     names: dict[str, dict[str, Statistic]] = {}
     for t, paths in asked:
         for p in paths if t.needs.paired else ():
-            names.setdefault(p, {}).update({s: as_statistic(s) for s in t.needs.statistics})
+            for statistic in t.needs.statistics:
+                _ask(names.setdefault(p, {}), p, statistic)
     if not names:
         return {}
     assert place.streams.reference is not None

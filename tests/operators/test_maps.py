@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import qjax
+from qjax.formats import FULL, Format, Int
 from qjax.operators import (
     AffineMap,
     Augment,
@@ -128,13 +130,42 @@ def test_static_quantization_saturates_and_passes_gradients():
     assert jax.grad(lambda x: T.apply(x).sum())(x).tolist() == [[1.0, 1.0, 1.0]]
     affine = Quantize.static("int8_tensor_affine", 0.0, 2.0)
     np.testing.assert_allclose(affine.apply(jnp.array([[1.0, 5.0]])), [[1.0, 2.0]], atol=0.01)
-    with pytest.raises(ValueError, match="per-tensor"):
-        Quantize.static("int8", -1.0, 1.0)
+    for fmt in ("int8", "int8_g4", "mxfp8_e4m3"):
+        with pytest.raises(ValueError, match="span the tokens"):
+            Quantize.static(fmt, -1.0, 1.0)
     with pytest.raises(NotAffine):
         T.transpose()
 
 
+def test_static_scales_of_channels_and_groups():
+    x, reach = np.asarray(draw(0, 5, 3, 16) * 3), np.exp(draw(1, 16))
+    for block, groups in ((1, reach), (8, np.repeat(reach.reshape(2, 8).max(1), 8)), (5, None)):
+        fmt = Format(Int(8, narrow=True), block, FULL, "float32")
+        T = Quantize.static(fmt, -reach, reach)
+        if groups is None:  # a block that does not divide the channels
+            groups = np.concatenate([np.full(5, reach[i : i + 5].max()) for i in range(0, 20, 5)])[:16]
+        step = groups / np.float32(127)
+        np.testing.assert_allclose(T.apply(jnp.asarray(x)), np.clip(np.rint(x / step), -127, 127) * step, rtol=1e-6)
+    with pytest.raises(ValueError, match="points of every channel"):
+        Quantize.static(fmt, -1.0, 1.0)
+    batched = jax.tree.map(lambda part: jnp.stack([part, 2 * part]), T)
+    x = jnp.asarray(x)
+    both = batched.apply(jnp.stack([x, x]))
+    np.testing.assert_array_equal(both[0], T.apply(x))
+    np.testing.assert_array_equal(both[1], 2 * T.apply(x / 2))
+
+
+def test_dynamic_ranges_by_an_estimator():
+    x = draw(0, 3, 64)
+    T = Quantize.dynamic("int4_f32", qjax.ranges.percentile(90.0))
+    want = dequantize(quantize(x, "int4_f32", axis=-1, range=qjax.ranges.percentile(90.0)))
+    np.testing.assert_array_equal(T.apply(x), want)
+    assert hash(jax.tree.structure(T)) == hash(jax.tree.structure(Quantize.dynamic("int4_f32", T.range)))
+
+
 def test_maps_keep_half_precision():
+    top = jnp.full((1, 2), 65504.0, jnp.float16)
+    assert bool(jnp.isfinite(Quantize.static("int8_tensor", -65504.0, 65504.0).apply(top)).all())
     x = draw(0, 2, K).astype(jnp.bfloat16)
     for name in ("diag", "hadamard", "kronecker", "orthogonal", "block", "affine", "shift", "permute"):
         assert MAPS[name]().apply(x).dtype == jnp.bfloat16

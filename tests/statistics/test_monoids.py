@@ -16,11 +16,12 @@ ALL = [
     st.Max(),
     st.Mean(),
     st.Mean(absolute=True),
-    st.Histogram(bins=16, low=-3.0, high=3.0),
+    st.Histogram(st.Even(8)),
+    st.Histogram(st.Octaves(6, 2), by_channel=True),
     st.Reservoir(size=8),
     st.Count(),
 ]
-EXACT = {"absmax", "min", "max", "histogram", "reservoir", "count"}
+EXACT = {"absmax", "min", "max", "histogram", "log_histogram", "reservoir", "count"}
 X = jnp.asarray(np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32))
 W = jnp.asarray(np.random.default_rng(1).integers(0, 2, 24), jnp.float32)
 each = pytest.mark.parametrize("s", ALL, ids=lambda s: s.name)
@@ -108,7 +109,10 @@ def test_values_against_numpy():
     np.testing.assert_allclose(value["mean"], kept.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(value["mean_abs"], np.abs(kept).mean(0), rtol=1e-5)
     assert value["count"] == len(kept)
-    np.testing.assert_array_equal(value["histogram"], np.histogram(kept, 16, (-3, 3))[0])
+    counts = value["histogram"]
+    top = 2.0 ** int(counts.exponent)
+    assert top / 2 <= np.abs(kept).max() < top
+    np.testing.assert_array_equal(counts.counts, np.histogram(kept, 32, (-top, top))[0])
 
 
 def test_real_weights_scale_sums():
@@ -161,17 +165,81 @@ def test_reservoir_holds_seen_distinct_rows_uniformly():
     assert int(s.update(s.init(3), twice).filled.sum()) == 201
 
 
-def test_histogram_edges_come_from_a_first_pass():
-    s = st.Histogram(bins=8)
-    assert s.first_pass == ("min", "max")
-    with pytest.raises(ValueError, match="no edges"):
-        s.update(s.init(6), X)
-    fixed = s.fix({n: st.STATISTICS[n].update(st.STATISTICS[n].init(6), X) for n in s.first_pass})
-    assert fixed.first_pass == ()
-    got = fixed.update(fixed.init(6), X)
-    np.testing.assert_array_equal(got, np.histogram(np.asarray(X), fixed.edges())[0])
-    with pytest.raises(ValueError, match="not finite"):
-        s.fix({"min": jnp.inf, "max": -jnp.inf})
+def test_histograms_grow_without_a_first_pass():
+    """Entries of any size in any order: the counts of the final grid, by numpy from all of them."""
+    rng = np.random.default_rng(4)
+    x = (rng.choice([-1, 1], (60, 4)) * np.exp2(rng.uniform(-20, 20, (60, 4)))).astype(np.float32)
+    x[0], x[1], x[2] = [0.0, -0.0, 3e38, -3e38], [1e-30, 1.5, 4.0, -4.0], [np.inf, np.nan, 2.0**-126, 1.0]
+    even, log = (Jitted(s) for s in (st.Histogram(st.Even(16)), st.Histogram(st.Octaves(150, 3), by_channel=True)))
+    for rows in (slice(None), slice(3, None), slice(4, 5)):
+        size = np.where(np.isfinite(x[rows]), np.abs(x[rows]), 0)
+        exponent = int(np.frexp(size.max())[1])
+        for s in (even, log):
+            parts = [s.update(s.init(4), part) for part in np.split(x[rows], 3 if len(x[rows]) > 3 else 1)]
+            value = parts[0]
+            for part in parts[1:]:
+                value = s.merge(part, value)
+            assert int(value.exponent) == exponent
+            same(s, value, s.update(s.init(4), x[rows]))
+            assert float(value.counts.sum()) == np.isfinite(x[rows]).sum()
+        place = np.floor(np.ldexp(size.astype(np.float64), -exponent) * 32).astype(int)
+        index = np.where(x[rows] < 0, 31 - place, 32 + place)[np.isfinite(x[rows])]
+        got = even.update(even.init(4), x[rows])
+        np.testing.assert_array_equal(got.counts, np.bincount(index, minlength=64))
+
+
+def test_points_are_as_near_as_their_bins():
+    x = np.random.default_rng(5).standard_t(2, (3000, 2)).astype(np.float32) * [[1.0, 30.0]]
+    x = x.astype(np.float32)
+    log = st.Histogram(st.Octaves(), by_channel=True)
+    points = log.points(jax.jit(log.update)(log.init(2), x))
+    for i in range(2):
+        values, counts = np.asarray(points.x)[:, 0], np.asarray(points.weights)[:, i]
+        spread = np.repeat(values, np.rint(counts * 4).astype(int))  # four points a bin
+        np.testing.assert_allclose(np.sort(spread)[::4], np.sort(x[:, i]), rtol=2.0**-4, atol=1e-5)
+    x = jnp.asarray(x)
+    exact = points.between(x.min(0, keepdims=True), x.max(0, keepdims=True))
+    for values, weights, columns in ((*exact.channels(), x), (*exact.pooled(), x.reshape(-1, 1))):
+        assert values.shape == weights.shape and float(weights.sum()) == x.size
+        np.testing.assert_array_equal(values.min(0), columns.min(0))  # empty bins beyond the ends stand for nothing
+        np.testing.assert_array_equal(values.max(0), columns.max(0))
+    blind = st.Points.extremes(jnp.full(2, jnp.inf), jnp.full(2, -jnp.inf))  # no token was seen
+    assert not blind.pooled()[0].any()
+    nan = exact.between(jnp.full((1, 2), jnp.nan), exact.high)
+    assert bool(jnp.isnan(nan.pooled()[0][:-1]).all())
+
+
+def test_many_equal_entries_are_counted_exactly():
+    """A float32 counter to which ones are added stops at 2^24."""
+    n = 2**24 + 8
+    s = st.Histogram(st.Even(2))
+    counts = jax.jit(lambda: s.update(s.init(1), jnp.zeros((n, 1), jnp.bfloat16)).counts)()
+    assert counts[4] == n and counts.sum() == n
+
+
+def test_moving_average_in_order():
+    s = st.MovingAverage(rate=0.25)
+    batches = [np.asarray(X[i : i + 4]) for i in range(0, 24, 4)]
+    update, merge = jax.jit(s.update), jax.jit(s.merge)
+    value, low, high = s.init(6), batches[0].min(0), batches[0].max(0)
+    parts = [update(s.init(6), b) for b in batches]
+    for i, (batch, part) in enumerate(zip(batches, parts, strict=True)):
+        value = merge(value, part)
+        if i:
+            low, high = 0.75 * low + 0.25 * batch.min(0), 0.75 * high + 0.25 * batch.max(0)
+    for got, want in zip(s.result(value), (low, high), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+    other = merge(merge(merge(parts[0], parts[1]), parts[2]), merge(parts[3], merge(parts[4], parts[5])))
+    for got, want in zip(s.result(other), s.result(value), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)  # associative
+    reverse = merge(parts[1], parts[0])
+    assert not np.allclose(s.result(reverse)[0], s.result(merge(parts[0], parts[1]))[0])  # not commutative
+    hidden = update(s.init(6), X[:4], jnp.zeros(4))
+    for got, want in zip(s.result(merge(parts[0], hidden)), s.result(parts[0]), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert np.isnan(s.result(hidden)[0]).all()
+    with pytest.raises(ValueError, match="rate"):
+        st.MovingAverage(0.0)
 
 
 def test_bad_input():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from qjax.formats.format import Format
+from qjax.coding import decode, encode, saturated
+from qjax.formats.format import FULL, Format
 from qjax.formats.spelling import as_format
 from qjax.operators.operator import Map, NotAffine
 from qjax.qarray import Grid
-from qjax.quantization import decode_with, encode_with, fake_quantize, fit, steps
+from qjax.quantization import fake_quantize, fit
+from qjax.ranges import Range
 
 
 @jax.tree_util.register_dataclass
@@ -21,33 +24,51 @@ class Quantize(Map):
     """x rounded to `format` along its channels, straight-through in the backward pass.
 
     The format says the granularity: "int8" has one scale a token, "int8_g64" or "mxfp8_e4m3" one a block of channels,
-    "int8_tensor" one for all tokens. With `grid` None scales are computed from x (dynamic); a grid holds calibrated
-    ones (`Quantize.static`). No matrix describes it: `affine` of anything around it raises NotAffine.
+    "int8_tensor" one for all tokens. With `grid` None scales are computed from x (dynamic), from each block's `range`
+    (`qjax.ranges`; its extremes if None); a grid holds calibrated ones (`Quantize.static`, `Quantize.calibrated`).
+    No matrix describes it: `affine` of anything around it raises NotAffine.
     """
 
     format: Format = field(metadata={"static": True})
     grid: Grid | None = None
+    range: Range | None = field(default=None, metadata={"static": True})
     nonlinear: ClassVar[bool] = True
 
     @classmethod
-    def dynamic(cls, format: Format | str) -> Quantize:
+    def dynamic(cls, format: Format | str, range: Range | None = None) -> Quantize:
         """Scales computed from every input."""
-        return cls(as_format(format))
+        return cls(as_format(format), None, range)
 
     @classmethod
     def static(cls, format: Format | str, low: Any, high: Any) -> Quantize:
-        """A per-tensor format with the calibrated range [low, high]; ValueError for a format with finer scales.
+        """The calibrated range [low, high]: scalars, or one of each a channel [K] for a format finer than the tensor.
+
+        ValueError for a format whose scales follow the tokens, see `calibrated`.
 
         >>> Quantize.static("int8_tensor", -1.0, 1.0).apply(jnp.array([[0.5, 3.0]]))[0, 1] < 1.01
         Array(True, dtype=bool)
         """
-        fmt = as_format(format)
-        if not fmt.tensor:
-            raise ValueError(
-                f"static activation ranges need a per-tensor format, got {fmt.name}: its scales follow the input"
-            )
         ends = jnp.stack([jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)])
-        return cls(fmt, fit(ends.reshape(1, 2), fmt, axis=-1))
+        return cls.calibrated(format, ends.reshape(2, -1))
+
+    @classmethod
+    def calibrated(
+        cls, format: Format | str, x: jax.Array, weights: jax.Array | None = None, range: Range | None = None
+    ) -> Quantize:
+        """Static scales from a sample x [S, K or 1] with weights, such as `qjax.statistics.Points`, by an estimator.
+
+        One column serves a per-tensor format. A format with a scale for each block of channels (`block=n`, 1 for each
+        channel) takes all K, its `across` being FULL: one scale then spans all tokens.
+
+        Raises ValueError for a format whose scales follow the tokens.
+        """
+        fmt = as_format(format)
+        if fmt.across != FULL or (x.shape[-1] == 1 and not fmt.tensor):
+            raise ValueError(
+                f"static activation ranges need scales that span the tokens, as in int8_tensor or in a format with "
+                f"across=FULL on points of every channel; {fmt.name} on points {x.shape} has others"
+            )
+        return cls(fmt, _fitted(x, weights, fmt=fmt, range=range))
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -58,24 +79,27 @@ class Quantize(Map):
         if self.grid is not None:
             return on_grid(x, self.grid)
         flat = x.reshape(-1, x.shape[-1])
-        return fake_quantize(flat, self.format, axis=-1).reshape(x.shape)
+        return fake_quantize(flat, self.format, axis=-1, range=self.range).reshape(x.shape)
 
     def transpose(self) -> Map:
         raise NotAffine(f"Quantize({self.format.name}) rounds activations; it has no transpose")
 
 
+@functools.partial(jax.jit, static_argnames=("fmt", "range"))
+def _fitted(x: jax.Array, weights: jax.Array | None, *, fmt: Format, range: Range | None) -> Grid:
+    return fit(x, fmt, axis=-1, range=range, weights=weights)
+
+
 @jax.custom_jvp
 def on_grid(x: jax.Array, grid: Grid) -> jax.Array:
-    """Round x [..., K] to a per-tensor grid; straight-through: the derivative in x is 1, in the grid 0."""
-    scale, offset = steps(grid)
+    """Round x [batch..., tokens..., K] to a grid of one scale for all tokens, or of one a block of channels.
 
-    def spread(step: jax.Array | None) -> jax.Array | None:
-        return None if step is None else jnp.broadcast_to(step.reshape(()), x.shape)
-
-    scale, offset = spread(scale), spread(offset)
-    table = None if grid.table is None else grid.table.reshape(*(1,) * x.ndim, -1)
-    codes = encode_with(grid.meta, x.astype(jnp.float32), scale, offset, table)
-    return decode_with(grid.meta, codes, scale, offset, table).astype(x.dtype)
+    `batch` are the batch axes of the grid. Straight-through: the derivative in x is 1, in the grid 0.
+    """
+    scales = jax.tree.leaves(grid.scales)
+    batch = scales[0].ndim - 2 if scales else 0
+    tokens = x.reshape(*x.shape[:batch], -1, x.shape[-1])
+    return saturated(decode(encode(grid, tokens)), x.dtype).reshape(x.shape)
 
 
 @on_grid.defjvp
