@@ -54,6 +54,7 @@ from qjax.operators import (
     View,
     merge,
     prepare,
+    shardings,
     trainable,
     unpack,
 )
@@ -162,6 +163,7 @@ __all__ = [
     "rows",
     "rtn",
     "run",
+    "shardings",
     "sites",
     "smooth",
     "solvers",

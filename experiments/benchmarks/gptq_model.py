@@ -120,12 +120,22 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
             compiled.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+    (method,) = qjax.chain(qjax.gptq(args.format))
+    solving: list[float] = []
+
+    def timed(*stage: Any) -> Any:
+        """One step of the method, without what it compiles."""
+        start, before = time.perf_counter(), sum(compiled)
+        done = jax.block_until_ready(method.step(*stage))
+        solving.append(time.perf_counter() - start - (sum(compiled) - before))
+        return done
+
     start = time.perf_counter()
-    _, report = qjax.run(qjax.gptq(args.format), model, params, batches)
+    qjax.run(method._replace(step=timed), model, params, batches)
     wall = time.perf_counter() - start
     return {
         "wall": wall, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "compile": sum(compiled),
-        "compilations": len(compiled), "solve": sum(row["seconds"] for row in report.rows),
+        "compilations": len(compiled), "solve": sum(solving),
         "tflop": operations(model.arch, *tokens.shape) / 1e12, "gemm": gemm, "versions": f"jax {jax.__version__}",
     }  # fmt: skip
 

@@ -38,6 +38,7 @@ from qjax.operators.operator import NotInvertible as NotInvertible
 from qjax.operators.operator import NotLinear as NotLinear
 from qjax.operators.operator import Operator as Operator
 from qjax.operators.packed import Packed as Packed
+from qjax.operators.placement import shardings as shardings
 from qjax.operators.post import Post as Post
 from qjax.operators.pre import Pre as Pre
 from qjax.operators.preparation import prepare as prepare

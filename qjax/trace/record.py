@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 from qjax.statistics.statistic import Statistic
 from qjax.trace.leaf import SCANNED, TRACED, Source
@@ -114,7 +115,15 @@ class Record:
 
 
 def _update(statistic: Statistic, matrix: Any, weights: Any) -> Any:
-    return statistic.update(statistic.init(matrix.shape[-1], matrix.shape[:-2]), matrix, weights)
+    def update(matrix: Any, weights: Any) -> Any:
+        return statistic.update(statistic.init(matrix.shape[-1], matrix.shape[:-2]), matrix, weights)
+
+    mesh = jax.typeof(matrix).sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
+        return update(matrix, weights)
+    # On an Explicit mesh a sum over tokens that lie on several devices has to say where it goes: to all of them.
+    everywhere: Any = auto_axes(update, out_sharding=NamedSharding(mesh, PartitionSpec()))
+    return everywhere(matrix, weights)
 
 
 def split(stats: Stats, layers: frozenset[tuple[str, int]]) -> tuple[Stats, Stats]:

@@ -28,13 +28,14 @@ from qjax.quantization import (
     stack_groups,
     steps,
 )
+from tests import draw
 
 NAMES = ["int8", "int4_g32", "int3_g32_affine", "fp8_e4m3_tensor", "mxfp4", "nvfp4", "nf4_g32"]
 
 
 @functools.cache
 def weights(*shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(0), shape)
+    return draw.normal(0, *shape)
 
 
 def assert_same(a, b):
@@ -171,7 +172,7 @@ def test_more_core_axes_and_several_block_axes():
 
 @given(st.integers(0, 2**31 - 1), st.sampled_from(["int4_g16", "int3_g16_affine_f32", "mxfp4", "nvfp4", "fp8_e4m3"]))
 def test_multiplying_by_a_power_of_two_changes_only_scales(seed, name):
-    w = jax.random.normal(jax.random.key(seed), (32, 4))
+    w = draw.normal(seed, 32, 4)
     a, b = quantize(w, name), quantize(w * 8, name)
     np.testing.assert_array_equal(a.codes, b.codes)
     np.testing.assert_array_equal(dequantize(a) * 8, dequantize(b))
@@ -179,11 +180,11 @@ def test_multiplying_by_a_power_of_two_changes_only_scales(seed, name):
 
 @given(st.integers(0, 2**31 - 1), st.sampled_from(["mxfp4", "mxfp8_e4m3", "nf4_g16_f32", "fp4_e2m1_g32_f32"]))
 def test_quantizing_twice_changes_nothing(seed, name):
-    once = dequantize(quantize(jax.random.normal(jax.random.key(seed), (32, 4)), name))
+    once = dequantize(quantize(draw.normal(seed, 32, 4), name))
     np.testing.assert_array_equal(dequantize(quantize(once, name)), once)
 
 
 @given(st.integers(0, 2**31 - 1), st.sampled_from(["int4_g32", "int3_g32_affine", "mxfp4", "nvfp4", "nf4_g32"]))
 def test_order_is_kept_within_a_block(seed, name):
-    w = jnp.sort(jax.random.normal(jax.random.key(seed), (16 if name == "nvfp4" else 32, 4)), axis=0)
+    w = jnp.sort(draw.normal(seed, 16 if name == "nvfp4" else 32, 4), axis=0)
     assert bool(jnp.all(jnp.diff(dequantize(quantize(w, name)), axis=0) >= 0))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import qjax
-from qjax.models import Architecture, Decoder
+from qjax.models import Architecture, Decoder, stack_layers
 from qjax.operators import Diag, Pre
 from qjax.trace.paths import leaves_with_paths, replace_leaves
+from tests import draw
 
 ARCH = Architecture(vocab=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, ffn=40, qkv_bias=True, ffn_bias=True)
 
@@ -25,9 +25,10 @@ def apart(model, p, q, tokens) -> float:
 @pytest.fixture(params=[False, True], ids=["unrolled", "scan"])
 def subject(request):
     model = Decoder(ARCH, scan=request.param)
-    p = model.init(jax.random.key(0))
+    p = draw.parameters(ARCH)
+    p = stack_layers(p) if model.scan else p
     bias = {path: 0.3 * jnp.ones_like(v) for path, v in leaves_with_paths(p).items() if path.endswith("_bias")}
-    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, ARCH.vocab)
+    tokens = draw.integers(1, 0, ARCH.vocab, 2, 9)
     return model, replace_leaves(p, bias), tokens
 
 
@@ -42,7 +43,7 @@ def scaled(p, name, make):
 
 
 def positive(shape, key=3):
-    return jnp.exp(jax.random.normal(jax.random.key(key), shape))
+    return jnp.exp(draw.normal(key, *shape))
 
 
 def test_smoothing_folds_into_norms_and_up_and_names_what_stays(subject):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
 from qjax import evaluate
+from tests import draw
 
 
 def test_verdict_is_the_t_interval():
@@ -39,7 +39,7 @@ def test_sign_test_counts():
 
 
 def test_replicates_move_each_weight_within_a_quarter_of_its_cell():
-    params = {"w": jax.random.normal(jax.random.key(0), (64, 5)), "norm": jnp.ones(3)}
+    params = {"w": draw.normal(0, 64, 5), "norm": jnp.ones(3)}
     cells = {"w": jnp.linspace(0.1, 1.0, 10).reshape(2, 5)}
     width = np.repeat(np.asarray(cells["w"]), 32, axis=0)
     first = evaluate.perturb(params, cells, 0)
@@ -60,7 +60,7 @@ def test_perturb_refuses():
 
 
 def test_compare_pairs_methods_on_the_same_weights():
-    table = jax.random.normal(jax.random.key(1), (8, 8)) * 2.0
+    table = draw.normal(1, 8, 8, scale=2.0)
     params, cells = {"table": table}, {"table": jnp.full((8, 8), 0.1)}
     batches = list(np.random.default_rng(0).integers(0, 8, (2, 2, 9)).astype(np.int32))
     seen = []

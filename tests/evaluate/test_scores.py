@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
 from qjax import evaluate
+from tests import draw
 
 VOCAB = 11
 
@@ -19,9 +19,8 @@ def bigram(params, tokens):
 
 @pytest.fixture(scope="module")
 def tables():
-    first, second = jax.random.split(jax.random.key(3))
-    table = jax.random.normal(first, (VOCAB, VOCAB)) * 2.0
-    return {"table": table}, {"table": table + 0.3 * jax.random.normal(second, (VOCAB, VOCAB))}
+    table = draw.normal(3, VOCAB, VOCAB, scale=2.0)
+    return {"table": table}, {"table": table + draw.normal(4, VOCAB, VOCAB, scale=0.3)}
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +74,8 @@ def test_what_is_remembered_gives_the_same_logits(batches):
             x = x + jnp.tanh(x @ layer)
         return x @ params["head"]
 
-    key = jax.random.key(5)
-    layers = list(jax.random.normal(key, (2, 4, 4)))
-    params = {"embed": jax.random.normal(key, (VOCAB, 4)), "layers": layers, "head": jax.random.normal(key, (4, VOCAB))}
+    layers = [draw.normal(5, 4, 4), draw.normal(6, 4, 4)]
+    params = {"embed": draw.normal(7, VOCAB, 4), "layers": layers, "head": draw.normal(8, 4, VOCAB)}
     kept = evaluate.remembered(model, params, batches)
     again = evaluate.recomputed(model, params, batches)
     for i in range(len(batches)):

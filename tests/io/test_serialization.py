@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from qjax import io
 from qjax.operators import Diag, Factored, Pre, Stacked, Sum, View
 from qjax.quantization import quantize
+from tests import draw
 
 FORMATS = (
     "int2_g8",
@@ -43,7 +44,7 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_formats_come_back_bit_for_bit_without_a_template(tmp_path, fmt):
-    q = quantize(jax.random.normal(jax.random.key(0), (64, 24)), fmt)
+    q = quantize(draw.normal(0, 64, 24), fmt)
     io.save(tmp_path / "tree", {"w": q})
     back = io.load(tmp_path / "tree")["w"]
     assert same(q, back)
@@ -69,7 +70,7 @@ def test_sub_byte_codes_take_their_bits(tmp_path):
 
 
 def test_operators_containers_keys_and_plain_values(tmp_path):
-    w = jax.random.normal(jax.random.key(1), (8, 6))
+    w = draw.normal(1, 8, 6)
     op = Pre(Diag(jnp.ones(8)), Sum((quantize(w, "int4_g8"), Factored(w[:, :2], w[:2]))))
     tree = {
         "op": op,

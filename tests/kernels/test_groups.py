@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qjax.kernels import groups
+from tests import draw
 
 
 @pytest.mark.parametrize(("lowest", "dtype"), [(-8, "int8"), (0, "uint8")])
@@ -25,11 +26,11 @@ def test_every_pair_of_codes_survives_packing(lowest, dtype):
 def test_matmul_is_exact_where_sums_are(size, packed):
     """Small integers and power-of-two scales: every order of summation gives the same float32."""
     K, N = 256, 6
-    codes = jax.random.randint(jax.random.key(0), (K, N), 0, 16).astype(jnp.uint8)
-    x = jax.random.randint(jax.random.key(1), (3, K), -4, 5).astype(jnp.float32)
-    scale = 2.0 ** jax.random.randint(jax.random.key(2), (K // size, N), -3, 3).astype(jnp.float32)
-    zero = jax.random.randint(jax.random.key(3), (K // size, N), 0, 16).astype(jnp.float32)
-    minimum = jax.random.randint(jax.random.key(4), (K // size, N), -4, 4).astype(jnp.float32)
+    codes = draw.integers(0, 0, 16, K, N, dtype=np.uint8)
+    x = draw.integers(1, -4, 5, 3, K, dtype=np.float32)
+    scale = 2.0 ** draw.integers(2, -3, 3, K // size, N, dtype=np.float32)
+    zero = draw.integers(3, 0, 16, K // size, N, dtype=np.float32)
+    minimum = draw.integers(4, -4, 4, K // size, N, dtype=np.float32)
     stored = groups.pack_nibbles(codes, 0, size) if packed else codes.reshape(K // size, size, N)
     for z, m in ((zero, None), (8.0, None), (0.0, minimum)):
         y = jax.jit(lambda x, z=z, m=m: groups.matmul(x, stored, scale, z, m))(x)

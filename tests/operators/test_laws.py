@@ -38,16 +38,13 @@ from qjax.operators import (
     straight_through,
 )
 from qjax.quantization import quantize
+from tests.draw import normal
 
 K = N = 8  # one size everywhere, so that nestings share compiled operations
 
 
-def draw(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
 def leaf(kind: str, batch: tuple[int, ...], k: int, n: int):
-    w = draw(k * n, *batch, k, n)
+    w = normal(k * n, *batch, k, n)
     match kind:
         case "array":
             return w
@@ -60,15 +57,15 @@ def leaf(kind: str, batch: tuple[int, ...], k: int, n: int):
         case "packed":
             return prepare({"w": quantize(w, "int4_g4", batch_axes=len(batch))})["w"]
         case "factored":
-            return Factored(draw(1, *batch, k, 2), quantize(draw(2, *batch, 2, n), "int8", batch_axes=len(batch)))
+            return Factored(normal(1, *batch, k, 2), quantize(normal(2, *batch, 2, n), "int8", batch_axes=len(batch)))
         case "scaled":
             signs = quantize(w, "int4_g64", batch_axes=len(batch))
-            return Scaled(signs, draw(4, *batch, k, 2), draw(5, *batch, 2, n))
+            return Scaled(signs, normal(4, *batch, k, 2), normal(5, *batch, 2, n))
         case "scaled by vectors":
-            return Scaled(w, draw(4, *batch, k, 1), draw(5, *batch, 1, n))
+            return Scaled(w, normal(4, *batch, k, 1), normal(5, *batch, 1, n))
         case "sparse":
             ids = jnp.broadcast_to(jnp.array([0, 3, 1, 3], jnp.uint8), (*batch, 4))
-            return Sparse(draw(3, *batch, 4), ids, ids[..., ::-1], (k, n))
+            return Sparse(normal(3, *batch, 4), ids, ids[..., ::-1], (k, n))
         case "latent":
             return straight_through(w, "mxfp4")
         case "view":
@@ -94,21 +91,21 @@ LEAVES = (
 def a_map(kind: str, batch: tuple[int, ...]):
     match kind:
         case "diag":
-            return Diag(draw(4, *batch, K))
+            return Diag(normal(4, *batch, K))
         case "permute":
             return Permute(jnp.broadcast_to(jnp.array([3, 1, 0, 2, 7, 6, 5, 4]), (*batch, K)))
         case "hadamard":
-            return Hadamard(jnp.sign(draw(5, *batch, K)).astype(jnp.int8), 8)
+            return Hadamard(jnp.sign(normal(5, *batch, K)).astype(jnp.int8), 8)
         case "kronecker":
-            return Kronecker((draw(6, *batch, 2, 2), draw(7, *batch, 4, 4)))
+            return Kronecker((normal(6, *batch, 2, 2), normal(7, *batch, 4, 4)))
         case "orthogonal":
-            return Orthogonal(jnp.linalg.qr(draw(8, *batch, 4, 4))[0])
+            return Orthogonal(jnp.linalg.qr(normal(8, *batch, 4, 4))[0])
         case "block":
-            return Block(draw(9, *batch, 2, 4, 4))
+            return Block(normal(9, *batch, 2, 4, 4))
         case "affine":
-            return AffineMap(draw(10, *batch, K, K), draw(11, *batch, K))
+            return AffineMap(normal(10, *batch, K, K), normal(11, *batch, K))
         case "shift":
-            return Shift(draw(12, *batch, K))
+            return Shift(normal(12, *batch, K))
 
 
 MAPS = ("diag", "permute", "hadamard", "kronecker", "orthogonal", "block", "affine", "shift")
@@ -137,7 +134,9 @@ def operators(draw_, batch=(), depth=3, k=K):
                 (leaf("quantized", batch, 3, N), leaf("array", batch, 5, N)), draw_(st.sampled_from((order, None)))
             )
         case "rows":
-            return Rows((leaf("quantized", batch, K, 3), Post(leaf("array", batch, K, 5), Shift(draw(13, *batch, 5)))))
+            return Rows(
+                (leaf("quantized", batch, K, 3), Post(leaf("array", batch, K, 5), Shift(normal(13, *batch, 5))))
+            )
         case "augment":
             wide = leaf(draw_(st.sampled_from(("array", "quantized"))), batch, K + 2, N)
             return Pre(Augment(jnp.broadcast_to(jnp.array([2, 2]), (*batch, 2))), wide)
@@ -164,7 +163,7 @@ def reference(x, W, b):
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_laws(op):
     *batch, k, n = op.shape
-    x = draw(20, *batch, 2, 3, k)
+    x = normal(20, *batch, 2, 3, k)
     W, b = dispatch.affine(op)
     assert W.shape == op.shape and (b is None or b.shape == (*batch, n))
     y = dispatch.matmul(x, op)
@@ -195,53 +194,53 @@ def test_laws(op):
 
 @pytest.mark.parametrize("kind", LEAVES)
 def test_gradients_match_the_dense_matrix(kind):
-    op, x = leaf(kind, (), K, N), draw(21, 3, K)
+    op, x = leaf(kind, (), K, N), normal(21, 3, K)
     gradient = jax.grad(lambda x: (dispatch.matmul(x, op) ** 2).sum())(x)
     W = dispatch.dense(op)
     close(gradient, jax.grad(lambda x: ((x @ W) ** 2).sum())(x))
 
 
 def test_gradients_reach_every_float_leaf():
-    op = Sum((Pre(Diag(jnp.ones(K)), draw(0, K, N)), Factored(draw(1, K, 2), draw(2, 2, N))))
-    grads = jax.grad(lambda op: dispatch.matmul(draw(3, 2, K), op).sum())(op)
+    op = Sum((Pre(Diag(jnp.ones(K)), normal(0, K, N)), Factored(normal(1, K, 2), normal(2, 2, N))))
+    grads = jax.grad(lambda op: dispatch.matmul(normal(3, 2, K), op).sum())(op)
     assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grads))
 
 
 def test_activation_quantizers_are_never_lost():
-    op = Sum((draw(0, K, N), Pre(Quantize.dynamic("int8"), draw(1, K, N))))
+    op = Sum((normal(0, K, N), Pre(Quantize.dynamic("int8"), normal(1, K, N))))
     for ask in (dispatch.affine, dispatch.dense, dispatch.transpose):
         with pytest.raises(NotAffine, match="'ops/1/T'"):
             ask(op)
     with pytest.raises(NotAffine):
         dispatch.rows(op, jnp.array([0]))
-    x = draw(2, 3, K)
+    x = normal(2, 3, K)
     close(dispatch.matmul(x, op), x @ op.ops[0] + Quantize.dynamic("int8").apply(x) @ op.ops[1].op)
 
 
 def test_by_use_looks_up_one_operator_and_multiplies_with_the_other():
-    take, dot = draw(0, K, N), draw(1, K, N)
+    take, dot = normal(0, K, N), normal(1, K, N)
     op = ByUse(take=take, dot=Pre(Quantize.dynamic("int8"), dot))
     assert bool((dispatch.rows(op, jnp.array([3])) == take.T[3:4]).all())
     close(dispatch.matmul(jnp.ones((1, K)), op), jnp.ones((1, K)) @ dot)
 
 
 def test_outermost_map_acts_first():
-    down = Pre(Hadamard(None, K), Pre(Quantize.dynamic("int4"), draw(0, K, N)))
-    x = draw(1, 3, K)
+    down = Pre(Hadamard(None, K), Pre(Quantize.dynamic("int4"), normal(0, K, N)))
+    x = normal(1, 3, K)
     turned = Hadamard(None, K).apply(x)
     close(dispatch.matmul(x, down), Quantize.dynamic("int4").apply(turned) @ down.op.op)
 
 
 def test_half_precision_and_result_type():
-    op = Sum((quantize(draw(0, K, N), "int8"), Factored(draw(1, K, 2), draw(2, 2, N))))
-    x = draw(3, 2, K).astype(jnp.bfloat16)
+    op = Sum((quantize(normal(0, K, N), "int8"), Factored(normal(1, K, 2), normal(2, 2, N))))
+    x = normal(3, 2, K).astype(jnp.bfloat16)
     assert dispatch.matmul(x, op).dtype == jnp.bfloat16
     assert dispatch.matmul(x, op, dtype=jnp.float32).dtype == jnp.float32
     assert dispatch.matmul(x, jnp.ones((K, N), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_sparse_keeps_the_largest_entries_in_narrow_indices():
-    w = draw(0, 300, 4)
+    w = normal(0, 300, 4)
     op = Sparse.largest(w, 7)
     assert op.ins.dtype == jnp.uint16 and op.outs.dtype == jnp.uint8
     kept = np.asarray(dispatch.dense(op))
@@ -250,7 +249,7 @@ def test_sparse_keeps_the_largest_entries_in_narrow_indices():
 
 
 def test_stacked_layers_of_unlike_structure():
-    op = Stacked((quantize(draw(0, K, N), "int4_g4"), quantize(draw(1, K, N), "int8")))
+    op = Stacked((quantize(normal(0, K, N), "int4_g4"), quantize(normal(1, K, N), "int8")))
     assert dispatch.scannable(op) is None and dispatch.index(op, 1) is op.ops[1]
     with pytest.raises(TypeError, match="Python int"):
         jax.jit(dispatch.index)(op, 1)

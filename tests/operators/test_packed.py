@@ -16,12 +16,13 @@ from qjax.operators.preparation import prepare, unpack
 from qjax.operators.sum import Sum
 from qjax.qarray import QArray
 from qjax.quantization import dequantize, quantize
+from tests import draw
 
 FORMATS = ("int4_g64", "int4_g64_narrow_f32", "int4_g32_affine", "int3_g64_affine", "int2_g64", "int4", "int4_affine")
 
 
 def weight(*shape: int, seed: int = 0) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
+    return draw.normal(seed, *shape)
 
 
 def same(a: QArray, b: QArray) -> bool:

@@ -12,19 +12,19 @@ import pytest
 from qjax import dispatch
 from qjax.operators import Diag, Latent, Pre, harden, lora, merge, straight_through, trainable
 from qjax.quantization import dequantize, quantize
-
-
-def draw(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
+from tests.draw import normal
 
 
 def tree():
-    q = quantize(draw(0, 16, 4), "int4_g4")
+    q = quantize(normal(0, 16, 4), "int4_g4")
     return {
-        "layers": {"0": lora(q, 2, jax.random.key(1)), "1": Pre(Diag(jnp.ones(16)), quantize(draw(2, 16, 4), "nvfp4"))},
+        "layers": {
+            "0": lora(q, 2, jax.random.key(1)),
+            "1": Pre(Diag(jnp.ones(16)), quantize(normal(2, 16, 4), "nvfp4")),
+        },
         "norm": jnp.ones(4),
         "steps": jnp.zeros((), jnp.int32),
-        "qat": straight_through(draw(3, 16, 4), "int4_g4"),
+        "qat": straight_through(normal(3, 16, 4), "int4_g4"),
     }
 
 
@@ -57,7 +57,7 @@ def test_cut_and_merge(where, count):
 
 
 def test_an_optimizer_step_changes_only_what_was_chosen():
-    whole, x = tree(), draw(4, 3, 16)
+    whole, x = tree(), normal(4, 3, 16)
     train, frozen = trainable(whole, "lora")
     optimizer = optax.sgd(0.1)
     state = optimizer.init(train)
@@ -73,7 +73,7 @@ def test_an_optimizer_step_changes_only_what_was_chosen():
 
 @pytest.mark.parametrize("fmt", ["int4_g64", "int3_g4_affine_f32", "mxfp4", "nvfp4", "nf4_g64"])
 def test_hardening_reproduces_the_last_forward_bit_for_bit(fmt):
-    latent = straight_through(draw(0, 2, 16, 4), fmt)
+    latent = straight_through(normal(0, 2, 16, 4), fmt)
     values = dequantize(harden({"w": latent})["w"])
     assert bool((dispatch.dense(latent) == values).all())
     assert bool((jax.jit(dispatch.dense)(latent) == values).all())

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from qjax.statistics import fisher
+from tests import draw
 
 
 def loss(params, batch):
     return ((jnp.tanh(batch["x"] @ params["w"]) - batch["y"]) ** 2).mean()
 
 
-KEYS = jax.random.split(jax.random.key(0), 5)
-PARAMS = {"w": jax.random.normal(KEYS[0], (3, 2))}
-BATCHES = [{"x": jax.random.normal(k, (4, 3)), "y": jax.random.normal(k, (4, 2))} for k in KEYS[1:3]]
+PARAMS = {"w": draw.normal(0, 3, 2)}
+BATCHES = [{"x": draw.normal(i, 4, 3), "y": draw.normal(i + 2, 4, 2)} for i in (1, 2)]
 
 
 def test_per_example_is_a_loop_and_batches_can_be_split():

@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-KEYS = jax.random.split(jax.random.key(0), 8)
-PARAMS = {
-    "a": jax.random.normal(KEYS[0], (16, 32)) / 4,
-    "b": jax.random.normal(KEYS[1], (32, 16)) / 5,
-}
-X = jax.random.normal(KEYS[2], (3, 5, 16)) * jnp.linspace(0.1, 3, 16)[None, None]
-STACK = jax.random.normal(KEYS[3], (3, 16, 16)) / 4
+from tests import draw
+
+PARAMS = {"a": draw.normal(0, 16, 32, scale=1 / 4), "b": draw.normal(1, 32, 16, scale=1 / 5)}
+X = draw.normal(2, 3, 5, 16) * jnp.linspace(0.1, 3, 16)[None, None]
+STACK = draw.normal(3, 3, 16, 16, scale=1 / 4)
 
 
 def hidden(p, x):

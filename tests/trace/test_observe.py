@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 from qjax.operators.stacked import Stacked
 from qjax.quantization import dequantize, quantize
 from qjax.trace.observe import observe, observing
-from tests.trace.cases import KEYS, LAYERS, ONE_PASS, PARAMS, STACK, X, hidden, mlp
+from tests import draw
+from tests.trace.cases import LAYERS, ONE_PASS, PARAMS, STACK, X, hidden, mlp
 
 COLLECT = ("gram", "absmax", "min", "mean", "count")
 WEIGHTS = jnp.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 0, 1]], jnp.float32)
@@ -35,12 +38,20 @@ def layer(stats, i):
 
 
 def run(fn, params, x, where=None, weights=None):
-    """Statistics of fn, whose output must stay bit for bit what fn alone computes in one program."""
-    out, stats = jax.jit(observing(fn, COLLECT, where))(params, x, weights)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), out, jax.jit(fn)(params, x))
-    return stats
+    """Statistics of fn, whose output stays what fn alone computes; with weights: of all tokens, and weighted."""
+    watch = observing(fn, COLLECT, where)
+
+    def once(params, x, weights):
+        observed = [watch(params, x), *([] if weights is None else [watch(params, x, weights)])]
+        return fn(params, x), [out for out, _ in observed], [stats for _, stats in observed]
+
+    want, outs, stats = jax.jit(once)(params, x, weights)
+    for out in outs:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), out, want)
+    return stats[0] if weights is None else stats
 
 
+@functools.cache
 def layer_inputs():
     inputs = [X]
     for w in STACK:
@@ -48,22 +59,18 @@ def layer_inputs():
     return inputs
 
 
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", ONE_PASS)
-def test_equal_statistics_however_fn_is_written(name, weighted):
-    weights = WEIGHTS if weighted else None
-    stats = run(ONE_PASS[name], PARAMS, X, weights=weights)
-    check(stats["a"], [X], weights)
-    check(stats["b"], [hidden(PARAMS, X)], weights)
+def test_equal_statistics_however_fn_is_written(name):
+    for stats, weights in zip(run(ONE_PASS[name], PARAMS, X, weights=WEIGHTS), (None, WEIGHTS), strict=True):
+        check(stats["a"], [X], weights)
+        check(stats["b"], [hidden(PARAMS, X)], weights)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_of_a_stack_have_their_own(name, weighted):
-    weights = WEIGHTS if weighted else None
-    stats = run(LAYERS[name], STACK, X, weights=weights)[""]
-    for i, x in enumerate(layer_inputs()[:3]):
-        check(layer(stats, i), [x], weights)
+def test_layers_of_a_stack_have_their_own(name):
+    for stats, weights in zip(run(LAYERS[name], STACK, X, weights=WEIGHTS), (None, WEIGHTS), strict=True):
+        for i, x in enumerate(layer_inputs()[:3]):
+            check(layer(stats[""], i), [x], weights)
 
 
 def test_a_traced_index_pools_the_layers_and_says_so():
@@ -106,7 +113,7 @@ def test_sites_no_gradient_reaches(gate):
 
 
 def test_experts_have_their_own_counts():
-    experts = jax.random.normal(KEYS[4], (3, 16, 8))
+    experts = draw.normal(4, 3, 16, 8)
     stats = run(lambda w, x: jnp.einsum("etd,edf->etf", x, w), experts, X)[""]
     for i in range(3):
         check(layer(stats, i), [X[i]])
@@ -125,14 +132,14 @@ def test_experts_have_their_own_counts():
 
 
 def test_columns_come_in_the_stored_order():
-    w, h = jax.random.normal(KEYS[4], (2, 8, 16)), X.reshape(3, 5, 2, 8)
+    w, h = draw.normal(4, 2, 8, 16), X.reshape(3, 5, 2, 8)
     check(run(lambda w, h: jnp.einsum("bthk,hkd->btd", h, w), w, h)[""], [X])
     swapped = run(lambda w, h: jnp.einsum("btkh,khd->btd", jnp.swapaxes(h, 2, 3), jnp.swapaxes(w, 0, 1)), w, h)
     check(swapped[""], [X])
 
 
 def test_convolutions_are_measured_a_patch_at_a_time():
-    image, kernel = jax.random.normal(KEYS[4], (2, 5, 5, 4)), jax.random.normal(KEYS[5], (3, 3, 4, 6))
+    image, kernel = draw.normal(4, 2, 5, 5, 4), draw.normal(5, 3, 3, 4, 6)
     padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
     patches = jnp.stack([padded[:, i : i + 5, j : j + 5] for i in range(3) for j in range(3)], 3)
 
@@ -197,7 +204,7 @@ def grams(fn, params, x, size):
 
 
 def test_projections_of_one_value_share_one_gram():
-    p = {n: jax.random.normal(k, (24, 24)) / 5 for n, k in zip("qkvo", KEYS, strict=False)}
+    p = {n: draw.normal(i, 24, 24, scale=1 / 5) for i, n in enumerate("qkvo")}
 
     @jax.jit
     def project(w, x):
@@ -207,7 +214,7 @@ def test_projections_of_one_value_share_one_gram():
         q, k, v = (project(p[n], x) for n in "qkv")
         return (jax.nn.softmax(q @ jnp.swapaxes(k, 1, 2)) @ v) @ p["o"]
 
-    x = jax.random.normal(KEYS[7], (2, 6, 24))
+    x = draw.normal(7, 2, 6, 24)
     assert grams(attention, p, x, 24) == 2
     stats = run(attention, p, x)
     np.testing.assert_array_equal(stats["q"]["gram"], stats["v"]["gram"])

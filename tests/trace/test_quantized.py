@@ -19,7 +19,8 @@ from qjax.quantization import dequantize, quantize
 from qjax.trace.paths import is_leaf
 from qjax.trace.quantized import Dequantized, quantized
 from qjax.trace.uses import uses
-from tests.trace.cases import KEYS, LAYERS, ONE_PASS, PARAMS, STACK, X, hidden, keeps_jvp, keeps_vjp, mlp
+from tests import draw
+from tests.trace.cases import LAYERS, ONE_PASS, PARAMS, STACK, X, hidden, keeps_jvp, keeps_vjp, mlp
 
 Q = {"a": quantize(PARAMS["a"], "int4_g16"), "b": quantize(PARAMS["b"], "int8")}
 
@@ -41,11 +42,12 @@ def close(a, b, tolerance=1e-5):
 
 
 def agrees(fn, params, *args, fallbacks=(), tolerance=1e-5):
-    """quantized(fn) equals fn on the dequantized tree, eager and jitted, with exactly these dequantizations."""
+    """quantized(fn) equals fn on the dequantized tree, in one program, with exactly these dequantizations."""
     log = []
-    close(quantized(fn, log=log)(params, *args), want := fn(plain(params), *args), tolerance)
+    run = quantized(fn, strict=not fallbacks, log=log)
+    got, want = jax.jit(lambda params, *args: (run(params, *args), fn(plain(params), *args)))(params, *args)
+    close(got, want, tolerance)
     assert [(path, primitive) for path, primitive, _ in log] == list(fallbacks)
-    close(jax.jit(quantized(fn, strict=not fallbacks))(params, *args), want, tolerance)
 
 
 @pytest.mark.parametrize("name", [n for n in ONE_PASS if not n.startswith("custom")])
@@ -78,7 +80,7 @@ def test_transposed_storage(fn):
 
 
 def test_head_split_kernels():
-    w, o = jax.random.normal(KEYS[4], (16, 2, 8)), jax.random.normal(KEYS[5], (2, 8, 16))
+    w, o = draw.normal(4, 16, 2, 8), draw.normal(5, 2, 8, 16)
 
     def attention(p, x):
         heads = jnp.einsum("btd,dhk->bthk", x, p["w"])
@@ -113,11 +115,11 @@ def test_mixed_formats_on_a_scanned_stack():
 
 
 def test_experts_and_embeddings():
-    experts = jax.random.normal(KEYS[4], (3, 16, 8))
+    experts = draw.normal(4, 3, 16, 8)
     agrees(lambda w, x: jnp.einsum("etd,edf->tef", x, w), quantize(experts, "int8", batch_axes=1), X)
     agrees(lambda w, x: jnp.einsum("btd,edf->btef", x, w), quantize(experts, "int8", batch_axes=1), X)
     tokens = jnp.array([[1, 2, -1], [10, 0, 3]])
-    table = quantize(jax.random.normal(KEYS[5], (11, 16)), "int4_g8", axis=-1)
+    table = quantize(draw.normal(5, 11, 16), "int4_g8", axis=-1)
     agrees(lambda e, t: e[t], table, tokens)
     agrees(lambda e, t: jnp.take(e, t, axis=0) @ e.T, table, tokens)
     agrees(lambda e, t: e[3] + e[t[0, 0]], table, tokens)
@@ -133,7 +135,7 @@ def test_a_float_table_never_exists():
 
 
 def test_tied_leaves_by_use():
-    table = jax.random.normal(KEYS[5], (11, 16))
+    table = draw.normal(5, 11, 16)
 
     def fn(p, t):
         return jnp.tanh(p["e"][t]) @ p["e"].T
@@ -147,7 +149,7 @@ def test_tied_leaves_by_use():
 
 
 def test_convolutions_and_ragged_products():
-    image, kernel = jax.random.normal(KEYS[4], (2, 5, 5, 4)), jax.random.normal(KEYS[5], (3, 3, 4, 6))
+    image, kernel = draw.normal(4, 2, 5, 5, 4), draw.normal(5, 3, 3, 4, 6)
 
     def conv(w, x):
         return lax.conv_general_dilated(x, w, (2, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -161,7 +163,7 @@ def test_convolutions_and_ragged_products():
     def ragged(w, x):
         return lax.ragged_dot(x, w, jnp.array([2, 0, 3]))
 
-    experts, rows = quantize(jax.random.normal(KEYS[6], (3, 16, 8)), "int8", batch_axes=1), X[0]
+    experts, rows = quantize(draw.normal(6, 3, 16, 8), "int8", batch_axes=1), X[0]
     agrees(ragged, experts, rows)
     close(quantized(ragged, strict=True)(Pre(Quantize("int8"), experts), rows), ragged(array(experts), rows), 2e-2)
 

@@ -12,13 +12,12 @@ from jax.ad_checkpoint import checkpoint_name
 from qjax.operators import Hadamard, Quantize
 from qjax.quantization import quantize
 from qjax.trace.sites import Clip, Program, sites, tapped
+from tests import draw
 
-KEYS = jax.random.split(jax.random.key(0), 4)
-W = jax.random.normal(KEYS[0], (3, 8, 8)) / 3
-X = jax.random.normal(KEYS[1], (2, 5, 8))
+W, X = draw.normal(0, 3, 8, 8, scale=1 / 3), draw.normal(1, 2, 5, 8)
 
 
-ROTATION = Hadamard.random(KEYS[2], 8)
+ROTATION = Hadamard(2 * draw.integers(2, 0, 2, 8, dtype=np.int8) - 1, 8)
 
 
 def block(w, x, tap=lambda x: x):
@@ -61,9 +60,14 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_tap_is_the_function_written_with_it(form):
     make, pattern = FORMS[form]
-    for tap in (ROTATION, Clip(-0.5, 0.5), Quantize.dynamic("int8")):
-        want = jax.jit(make(lambda w, x, tap=tap: block(w, x, tap.apply)))(W, X)
-        got = jax.jit(tapped(make()))(Program(W, {pattern: tap}), X)
+    taps = (ROTATION, Clip(-0.5, 0.5), Quantize.dynamic("int8"))
+
+    @jax.jit
+    def both(w, x):
+        want = [make(lambda w, x, tap=tap: block(w, x, tap.apply))(w, x) for tap in taps]
+        return [tapped(make())(Program(w, {pattern: tap}), x) for tap in taps], want
+
+    for got, want in zip(*both(W, X), strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
 
@@ -78,7 +82,7 @@ def test_listing():
 
 def test_unmarked_products_of_a_foreign_model():
     net = nn.MultiHeadDotProductAttention(2, name="attention")
-    params = net.init(jax.random.key(0), X)
+    params = draw.like(jax.eval_shape(net.init, jax.random.key(0), X))
     found = sites(net.apply, params, X)
     dots = [n for n, s in found.items() if s.kind == "dot"]
     assert len(dots) == 4 and {n.rsplit("/", 1)[1] for n in dots} == {"left", "right"}

@@ -19,6 +19,7 @@ from qjax.trace.paths import replace_leaves
 from qjax.trace.quantized import quantized
 from qjax.trace.signature import Signer
 from qjax.trace.stages import CannotCut, stages
+from tests import draw
 from tests.trace import toys
 from tests.trace.toys import INNER, LAYERS, TOKENS, VOCAB, WIDTH
 
@@ -132,7 +133,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize("form", ["loop", "remat", "scan"])
 def test_linen(form):
     net = Net(form)
-    params = jax.jit(net.init)(jax.random.key(0), TOKENS)
+    params = draw.like(jax.eval_shape(net.init, jax.random.key(0), TOKENS))
     parts = check(net.apply, params, "params/layers" if form == "scan" else "params/layers_*")
     assert [c.shape for c in parts[2].carry_out] == [MASK, X]
 
@@ -164,10 +165,15 @@ class EqxNet(eqx.Module):
 
 
 def test_equinox():
-    key = jax.random.key(1)
-    layers = [EqxBlock(k) for k in jax.random.split(key, LAYERS)]
-    net = EqxNet(eqx.nn.Embedding(VOCAB, WIDTH, key=key), layers, eqx.nn.Linear(WIDTH, VOCAB, key=key))
-    arrays, rest = eqx.partition(net, eqx.is_array)
+    def make(key):
+        layers = [EqxBlock(key) for _ in range(LAYERS)]
+        return EqxNet(eqx.nn.Embedding(VOCAB, WIDTH, key=key), layers, eqx.nn.Linear(WIDTH, VOCAB, key=key))
+
+    shapes, rest = eqx.partition(
+        eqx.filter_eval_shape(make, jax.random.key(1)), lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    )
+    arrays = draw.like(shapes)
+    net = eqx.combine(arrays, rest)
     parts = stages(lambda net, tokens: jax.vmap(net)(tokens), net, TOKENS)  # a tree with leaves that are no arrays
     assert len({s.fn for s in parts[1:-1]}) == 1 and len(parts) == LAYERS + 2
     parts = check(lambda arrays, tokens: jax.vmap(eqx.combine(arrays, rest))(tokens), arrays)
@@ -200,7 +206,8 @@ class NnxNet(nnx.Module):
 
 
 def test_nnx():
-    graph, state = nnx.split(NnxNet(nnx.Rngs(0)))
+    graph, state = nnx.split(nnx.eval_shape(lambda: NnxNet(nnx.Rngs(0))))
+    state = draw.like(state)
     parts = check(lambda state, tokens: nnx.merge(graph, state)(tokens), state)
     assert [c.shape for c in parts[2].carry_out] == [MASK, X]
 

@@ -9,6 +9,7 @@ from jax import lax
 from qjax.operators.view import View
 from qjax.quantization import dequantize, quantize
 from qjax.trace.uses import SCANNED, TRACED, uses
+from tests import draw
 from tests.trace.cases import LAYERS, ONE_PASS, PARAMS, STACK, X, mlp
 
 
@@ -51,7 +52,7 @@ def test_a_traced_index_is_reported_as_pooling():
     ],
 )
 def test_storage_layouts_become_matrices_and_return(equation, x_shape, w_shape, axes):
-    x, w = jax.random.normal(jax.random.key(0), x_shape), jax.random.normal(jax.random.key(1), w_shape)
+    x, w = draw.normal(0, *x_shape), draw.normal(1, *w_shape)
     use = uses(lambda p, x: jnp.einsum(equation, x, p["w"]), {"w": w}, x).matrix("w")
     assert (use.batch_axes, use.contract_axes, use.output_axes) == axes
     matrix = use.to_matrix(w)

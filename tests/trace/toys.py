@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from tests import draw
 
 VOCAB, WIDTH, INNER, HEADS, LAYERS = 31, 8, 12, 2, 3
-TOKENS = jax.random.randint(jax.random.key(7), (2, 5), 0, VOCAB)
+TOKENS = draw.integers(7, 0, VOCAB, 2, 5)
 
 
 def parameters():
     """{"embed", "layers": {"0": {...}}, "norm", "head"}, kernels [in, out]."""
-    keys = iter(jax.random.split(jax.random.key(0), 99))
+    seeds = itertools.count()
 
     def matrix(*shape):
-        return jax.random.normal(next(keys), shape) / np.float32(np.sqrt(shape[0]))
+        return draw.normal(next(seeds), *shape, scale=shape[0] ** -0.5)
 
     def layer():
         attn = {n: matrix(WIDTH, WIDTH) for n in ("q", "k", "v", "o")}

@@ -20,12 +20,13 @@ from qjax.models.decoder import rms_norm, rotate
 from qjax.operators import View
 from qjax.trace.paths import is_leaf, leaves_with_paths
 from qjax.transforms import programs
+from tests import draw
 
 ARCH = Architecture(vocab=48, width=32, layers=5, heads=4, kv_heads=2, head_dim=8, ffn=64)
 NAMES = {"attn/q": 32, "attn/k": 16, "attn/v": 16, "attn/o": 32, "ffn/gate": 64, "ffn/up": 64, "ffn/down": 32}
 MODEL = Decoder(ARCH)
-PARAMS = MODEL.init(jax.random.key(0))
-BATCHES = [jax.random.randint(jax.random.key(i), (2, 12), 0, ARCH.vocab) for i in range(3)]
+PARAMS = draw.parameters(ARCH)
+BATCHES = [draw.integers(i, 0, ARCH.vocab, 2, 12) for i in range(3)]
 RECIPE = qjax.gptq("int3_g16_affine")
 
 
@@ -196,29 +197,8 @@ def codes(leaf, i):
 
 
 @pytest.fixture(scope="module")
-def reference():
-    return qjax.run(RECIPE, MODEL, PARAMS, BATCHES)[0]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_identical_codes_in_every_framework(reference, form):
-    fn, params, by, path = FORMS[form]()
-    x = BATCHES[0]
-    np.testing.assert_allclose(fn(params, x), MODEL(PARAMS, x), rtol=1e-5, atol=1e-5)
-    q, report = qjax.run(RECIPE, fn, params, BATCHES, by=by)
-    assert len(report.rows) == ARCH.layers * len(NAMES)
-    leaves = leaves_with_paths(q)
-    for i in range(ARCH.layers):
-        for name in NAMES:
-            part, leaf = name.split("/")
-            want = np.asarray(reference["layers"][str(i)][part][leaf].codes)
-            np.testing.assert_array_equal(codes(leaves[path(i, name)], i), want, err_msg=f"layer {i} {name}")
-    run = qjax.quantized(fn, strict=True)
-    want = qjax.quantized(MODEL, strict=True)(reference, x)
-    np.testing.assert_allclose(jax.jit(run)(q, x), want, rtol=2e-4, atol=2e-4)
-
-
-def test_one_compilation_for_each_distinct_block(monkeypatch):
+def counted():
+    """Our decoder's run, and the programs it made, by kind."""
     made = []
     original = programs.Programs._once
 
@@ -229,8 +209,36 @@ def test_one_compilation_for_each_distinct_block(monkeypatch):
             made.append((key[0], out))
         return out
 
-    monkeypatch.setattr(programs.Programs, "_once", counting)
-    qjax.run(RECIPE, MODEL, PARAMS, BATCHES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs.Programs, "_once", counting)
+        return qjax.run(RECIPE, MODEL, PARAMS, BATCHES)[0], made
+
+
+@pytest.fixture(scope="module")
+def reference(counted):
+    return counted[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_identical_codes_in_every_framework(reference, form):
+    fn, params, by, path = FORMS[form]()
+    x = BATCHES[0]
+    np.testing.assert_allclose(jax.jit(fn)(params, x), jax.jit(MODEL)(PARAMS, x), rtol=1e-5, atol=1e-5)
+    q, report = qjax.run(RECIPE, fn, params, BATCHES, by=by)
+    assert len(report.rows) == ARCH.layers * len(NAMES)
+    leaves = leaves_with_paths(q)
+    for i in range(ARCH.layers):
+        for name in NAMES:
+            part, leaf = name.split("/")
+            want = np.asarray(reference["layers"][str(i)][part][leaf].codes)
+            np.testing.assert_array_equal(codes(leaves[path(i, name)], i), want, err_msg=f"layer {i} {name}")
+    run = qjax.quantized(fn, strict=True)
+    want = jax.jit(qjax.quantized(MODEL, strict=True))(reference, x)
+    np.testing.assert_allclose(jax.jit(run)(q, x), want, rtol=2e-4, atol=2e-4)
+
+
+def test_one_compilation_for_each_distinct_block(counted):
+    made = counted[1]
     measures = [f for kind, f in made if kind == "measure"]
     advances = [f for kind, f in made if kind == "advance"]
     assert len(measures) == 1  # five equal layers
@@ -247,21 +255,27 @@ def layer_of(path):
     return int(path[path.rindex("[") + 1 : -1]) if path.endswith("]") else int(path.split("/")[1])
 
 
+MIXED = qjax.partition(
+    {f: qjax.gptq(f) for f in ("int4_g32_f32", "int8_g16_f32")}, lambda p, use, plan: mixed(layer_of(p))
+)
+
+
+@pytest.fixture(scope="module")
+def mixed_reference():
+    return qjax.run(MIXED, MODEL, PARAMS, BATCHES)
+
+
 @pytest.mark.parametrize("form", ["ours", "ours scan", "linen scan"])
-def test_mixed_formats_per_layer(form):
+def test_mixed_formats_per_layer(mixed_reference, form):
     """int4 in groups of 32 in layers 0, 2, 4 and int8 in groups of 16 elsewhere, in one pass over the blocks."""
     fn, params, by, path = (
         FORMS[form]() if form != "ours" else (MODEL, PARAMS, "layers/*", lambda i, n: f"layers/{i}/{n}")
     )
-    recipe = qjax.partition(
-        {f: qjax.gptq(f) for f in ("int4_g32_f32", "int8_g16_f32")}, lambda p, use, plan: mixed(layer_of(p))
-    )
-    q, report = qjax.run(recipe, fn, params, BATCHES, by=by)
+    q, report = mixed_reference if form == "ours" else qjax.run(MIXED, fn, params, BATCHES, by=by)
     assert {layer_of(r["path"]): r["format"] for r in report.rows} == {i: mixed(i) for i in range(ARCH.layers)}
-    plain, _ = qjax.run(recipe, MODEL, PARAMS, BATCHES)
     x = BATCHES[1]
-    want = qjax.quantized(MODEL)(plain, x)
-    np.testing.assert_allclose(qjax.quantized(fn, strict=True)(q, x), want, rtol=1e-3, atol=1e-3)
+    want = jax.jit(qjax.quantized(MODEL))(mixed_reference[0], x)
+    np.testing.assert_allclose(jax.jit(qjax.quantized(fn, strict=True))(q, x), want, rtol=1e-3, atol=1e-3)
     leaves = leaves_with_paths(q)
     stored = [leaves[path(i, "ffn/up")] for i in range(ARCH.layers)]
     assert all(is_leaf(leaf) for leaf in stored)

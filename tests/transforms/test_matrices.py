@@ -9,6 +9,7 @@ import numpy as np
 import qjax
 from qjax.operators import Diag, Factored
 from qjax.transforms import Edit, correct_with, quantize_with, stateless
+from tests import draw
 
 E, K, N = 2, 8, 6
 
@@ -18,8 +19,7 @@ def experts(p, x):
 
 
 def data():
-    keys = jax.random.split(jax.random.key(0), 2)
-    return {"w": jax.random.normal(keys[0], (E, K, N))}, [jax.random.normal(keys[1], (E, 32, K))]
+    return {"w": draw.normal(0, E, K, N)}, [draw.normal(1, E, 32, K)]
 
 
 def noisy(w, gram, absmax, fmt, key, size):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
+
+from tests import draw
 
 LAYERS, WIDTH, HIDDEN, TOKENS = 3, 16, 32, 24
 
 
 def params(key: int = 0) -> dict:
-    keys = iter(jax.random.split(jax.random.key(key), 2 * LAYERS))
+    seeds = itertools.count(100 * key)
 
     def normal(*shape: int) -> jax.Array:
-        return jax.random.normal(next(keys), shape) / jnp.sqrt(jnp.float32(shape[0]))
+        return draw.normal(next(seeds), *shape, scale=shape[0] ** -0.5)
 
     layers = {str(i): {"up": normal(WIDTH, HIDDEN), "down": normal(HIDDEN, WIDTH)} for i in range(LAYERS)}
     return {"layers": layers, "gain": jnp.linspace(0.5, 1.5, WIDTH)}
@@ -31,7 +35,7 @@ def model(p: dict, x: jax.Array) -> jax.Array:
 
 def batches(n: int = 3, key: int = 7) -> list[jax.Array]:
     scale = jnp.linspace(0.2, 3.0, WIDTH)[None]
-    return [jax.random.normal(k, (TOKENS, WIDTH)) * scale for k in jax.random.split(jax.random.key(key), n)]
+    return [draw.normal(100 * key + i, TOKENS, WIDTH) * scale for i in range(n)]
 
 
 def inputs_of(p: dict, layer: int, x: jax.Array) -> tuple[jax.Array, jax.Array]:
