@@ -36,6 +36,7 @@ lint: $(VENV)/.test
 
 docs: $(VENV)/.docs
 	$(VENV)/bin/python docs/build.py site
+	$(VENV)/bin/python -m experiments.formats_table site/
 
 # What the first environment lacks its files skip; the second runs the files that name its library. The import in front of
 # each run fails where a skip would hide a broken environment; -P keeps the folder kernels/ out of sight of transformers.

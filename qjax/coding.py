@@ -52,9 +52,13 @@ def encode_with(
     e = meta.element
     if meta.offset == "zero_point":
         z, y = _given(meta, offset), _over(x, scale)
-        y = jnp.where(jnp.isnan(y), jnp.float32(0), y)
         # Rounded before the zero point moves it: ties go to even whatever the zero point is.
-        return e.encode((jnp.round(y) if rounding is None else rounding(_Integers(), y, None)) + z)
+        y = (
+            jnp.round(y)
+            if rounding is None
+            else rounding(_Integers(), jnp.where(jnp.isnan(y), jnp.float32(0), y), None)
+        )
+        return e.encode(jnp.where(jnp.isnan(y), jnp.float32(0), y) + z)
     y = _over(x - _given(meta, offset) if meta.offset == "minimum" else x, scale)
     y = y + _given(meta, offset) if meta.offset == "float_zero" else y
     return e.encode(y, table) if rounding is None else rounding(e, y, table)
@@ -73,8 +77,8 @@ def decode_with(
 
 def steps(grid: Grid | QArray) -> Steps:
     """Scale and offset (or None) as float32 [batch..., blocks of each core axis], nested levels multiplied out."""
-    scale = functools.reduce(jnp.multiply, map(_value, grid.scales)) if grid.scales else None
-    return scale, None if grid.offset is None else _value(grid.offset)
+    scale = _once(functools.reduce(jnp.multiply, map(_value, grid.scales))) if grid.scales else None
+    return scale, None if grid.offset is None else _once(_value(grid.offset))
 
 
 def encode(grid: Grid, w: Array, rounding: Rounding | None = None) -> QArray:
@@ -148,6 +152,11 @@ def _times(value: Array, scale: Array | None) -> Array:
 
 def _value(child: Array | QArray) -> Array:
     return decode(child) if isinstance(child, QArray) else rules.load(child)
+
+
+def _once(step: Array) -> Array:
+    """`step`, computed once a block: XLA repeats cheap arithmetic for every element of a block, but no division."""
+    return rules.quotient(step, 1.0)
 
 
 def _given(meta: Meta, offset: Array | None) -> Array:

@@ -110,13 +110,12 @@ def perplexity_against_bits(records: Sequence[dict[str, Any]]) -> str:
                             xytext=(0, 4), textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
         ax.legend(loc="upper right", frameon=False, handletextpad=0.2)
         floats = [r["perplexity"] for r in records if r["method"] == "float"]
-        _label(ax, fig, [(r["bpw"], r["perplexity"], r["name"].split(" ", 1)[-1]) for r in rows], floats)
+        place_labels(ax, fig, [(r["bpw"], r["perplexity"], r["name"].split(" ", 1)[-1]) for r in rows], floats)
         return svg(fig)
 
 
-def _label(ax: Axes, fig: Figure, points: Sequence[tuple[float, float, str]], lines: Sequence[float]) -> None:
-    # Greedy: each label takes the first free place around its point; points, horizontal lines and earlier labels are
-    # in the way.
+def place_labels(ax: Axes, fig: Figure, points: Sequence[tuple[float, float, str]], lines: Sequence[float]) -> None:
+    """Write each (x, y, text) in the first free place around it: points, lines and earlier texts are in the way."""
     fig.draw_without_rendering()
     scale = 72 / fig.dpi
     inside = ax.get_window_extent()

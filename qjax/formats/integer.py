@@ -67,8 +67,8 @@ class Int:
 
     def encode(self, x: Array, table: Array | None = None) -> Array:
         """Codes nearest to `x` (float32, any shape): ties to even, saturating, NaN becomes 0."""
-        x = jnp.where(jnp.isnan(x), jnp.float32(0), x)
-        return jnp.round(jnp.clip(x, jnp.float32(self.min), jnp.float32(self.max))).astype(self.code_dtype)
+        x = jnp.round(jnp.clip(x, jnp.float32(self.min), jnp.float32(self.max)))
+        return jnp.where(jnp.isnan(x), jnp.float32(0), x).astype(self.code_dtype)
 
     def decode(self, codes: Array, table: Array | None = None) -> Array:
         """Values of `codes` as float32; any integer dtype that holds the codes will do."""

@@ -67,6 +67,9 @@ def quotient(x: Array, divisor: Array | float) -> Array:
     quotients are an ulp off: an exact tie, such as absmax/7.5 makes of every block's largest value, then goes the
     wrong way. Selecting NaN for NaN changes no result and makes the divisor depend on `x`, so that it is no broadcast,
     under vmap neither (a barrier would be batched before it is broadcast).
+
+    Read the result by one instruction only, as every `encode` does by clipping or rounding first: XLA fuses no division
+    that two instructions read, and then keeps all quotients in memory.
     """
     divisor = jnp.asarray(divisor, jnp.float32)
     shape = jnp.broadcast_shapes(x.shape, divisor.shape)

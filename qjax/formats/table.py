@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+F32_MAX = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -74,6 +76,7 @@ class Table:
 
         `cuts` say otherwise. A tie between entries of a `table` of its own goes to the higher code.
         """
+        x = jnp.clip(x, jnp.float32(-F32_MAX), jnp.float32(F32_MAX))
         x = jnp.where(jnp.isnan(x), jnp.float32(0), x)
         if table is None:
             cuts = np.asarray(self.cuts or _thresholds(self.entries), np.float32)
@@ -104,35 +107,47 @@ class Table:
 def place(cuts: Array | np.ndarray, x: Array) -> Array:
     """How many of ascending `cuts` [..., n] are at most `x`, as int32; the axes in front broadcast against `x`."""
     n = cuts.shape[-1]
-    if n < COMPARED:  # one vectorized compare and add a cut: faster on CPU than any search or gather
-        count = jnp.zeros(x.shape, jnp.uint8)
-        for i in range(n):
-            count = count + (x >= cuts[..., i]).astype(jnp.uint8)
-        return count.astype(jnp.int32)
+    if n < COMPARED:
+        # A binary search, one bit of the count at a time; a tree of selects looks up the cut, which vectorizes.
+        bits = n.bit_length()
+        # No float reaches NaN; the largest integer reaches itself, which the last line takes back.
+        floating = jnp.issubdtype(cuts.dtype, jnp.floating)
+        never = jnp.asarray(jnp.nan if floating else jnp.iinfo(cuts.dtype).max, cuts.dtype)
+        leaves = [*(cuts[..., i] for i in range(n)), *[never] * (2**bits - 1 - n)]
+        count, reached = jnp.zeros(x.shape, jnp.uint8), []
+        for bit in reversed(range(bits)):
+            reached.insert(0, x >= _choose(leaves[2**bit - 1 :: 2 ** (bit + 1)], reached))
+            count = count | jnp.where(reached[0], jnp.uint8(1 << bit), jnp.uint8(0))
+        count = count.astype(jnp.int32)
+        return count if floating else jnp.minimum(count, n)
     count = jnp.zeros(x.shape, jnp.int32)
     for step in reversed(range(n.bit_length())):
         further = count + (1 << step)
-        reached = x >= look_up(cuts, jnp.minimum(further, n) - 1)
-        count = jnp.where((further <= n) & reached, further, count)
+        above = x >= look_up(cuts, jnp.minimum(further, n) - 1)
+        count = jnp.where((further <= n) & above, further, count)
     return count
 
 
 def look_up(table: Array | np.ndarray, index: Array) -> Array:
     """`table` [..., n] at `index`, whose axes the table's axes in front broadcast against."""
     n = table.shape[-1]
-    if n <= COMPARED:  # a tree of selects vectorizes; a gather from a small table does not
-        leaves = [table[..., i] for i in range(n)]
-        leaves += [leaves[-1]] * (2 ** (n - 1).bit_length() - n)
-        code = index.astype(jnp.uint8)
-        for bit in range((n - 1).bit_length()):
-            upper = (code & jnp.uint8(1 << bit)) != 0
-            leaves = [jnp.where(upper, b, a) for a, b in zip(leaves[::2], leaves[1::2], strict=True)]
-        return jnp.broadcast_to(leaves[0], index.shape)
-    table, index = jnp.asarray(table), index.astype(jnp.int32)
     if table.ndim == 1:
-        return jnp.take(table, index, mode="clip")
+        return jnp.take(jnp.asarray(table), index.astype(jnp.int32), mode="clip")
+    if n <= COMPARED:  # a tree of selects vectorizes; a gather from many small tables does not
+        bits = (n - 1).bit_length()
+        leaves = [table[..., i] for i in range(n)]
+        leaves += [leaves[-1]] * (2**bits - n)
+        code = index.astype(jnp.uint8)
+        return jnp.broadcast_to(_choose(leaves, [(code & jnp.uint8(1 << i)) != 0 for i in range(bits)]), index.shape)
     row = jnp.arange(table.size // n, dtype=jnp.int32).reshape(table.shape[:-1])
-    return jnp.take(table.reshape(-1), row * n + index, mode="clip")
+    return jnp.take(table.reshape(-1), row * n + index.astype(jnp.int32), mode="clip")
+
+
+def _choose(leaves: list[Array], upper: list[Array]) -> Array:
+    """One of 2^n leaves elementwise by n conditions, that of the lowest bit first."""
+    for condition in upper:
+        leaves = [jnp.where(condition, b, a) for a, b in zip(leaves[::2], leaves[1::2], strict=True)]
+    return leaves[0]
 
 
 COMPARED = 256

@@ -18,7 +18,8 @@ from jax import Array
 
 from qjax.formats.format import Format
 from qjax.ranges.moments import integer, mean, relative, root, within
-from qjax.ranges.range import Project, ends, symmetric
+from qjax.ranges.range import Project, symmetric
+from qjax.ranges.reductions import ends
 
 Prior = Literal["laplace", "gaussian"]
 

@@ -18,7 +18,8 @@ from jax import Array, lax
 from qjax.formats.format import Format
 from qjax.ranges.moments import integer, within
 from qjax.ranges.quantiles import inside_last
-from qjax.ranges.range import Project, ends, largest_magnitude, symmetric
+from qjax.ranges.range import Project, symmetric
+from qjax.ranges.reductions import ends, largest_magnitude
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from scipy import special
 from qjax.formats.elements import Element
 from qjax.formats.format import Format
 from qjax.ranges.moments import integer, mean, relative, root, within
-from qjax.ranges.range import Project, ends
+from qjax.ranges.range import Project
+from qjax.ranges.reductions import ends
 
 Tail = Literal["relu", "clipped", "log"]
 

@@ -8,7 +8,8 @@ from jax import Array
 from qjax.formats.format import Format
 from qjax.formats.integer import Int
 from qjax.ranges.moments import mean, relative
-from qjax.ranges.range import Project, ends, largest_magnitude, symmetric
+from qjax.ranges.range import Project, symmetric
+from qjax.ranges.reductions import ends, largest_magnitude
 
 
 def absmean(

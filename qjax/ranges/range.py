@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import jax.numpy as jnp
 from jax import Array
 
 from qjax.formats.format import Format
+from qjax.ranges.reductions import ends, largest_magnitude
 
 Project = Callable[[Array, Array], Array]
 
@@ -39,20 +39,3 @@ def symmetric(fmt: Format) -> bool:
 def extremes(x: Array, axes: tuple[int, ...], fmt: Format) -> tuple[Array, Array]:
     """The range that holds every value, -max|x|, max|x| for a symmetric format; NaN if there is one."""
     return largest_magnitude(x, axes) if symmetric(fmt) else ends(x, axes)
-
-
-def largest_magnitude(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """-max|x|, max|x| over `axes` (kept); NaN if there is one."""
-    high = _or_nan(jnp.max(jnp.abs(x), axis=axes, keepdims=True), x, axes)
-    return -high, high
-
-
-def ends(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """The least and the largest of `x` over `axes` (kept); NaN if there is one."""
-    low, high = (_or_nan(reduce(x, axis=axes, keepdims=True), x, axes) for reduce in (jnp.min, jnp.max))
-    return low, high
-
-
-def _or_nan(value: Array, x: Array, axes: tuple[int, ...]) -> Array:
-    """XLA:CPU's max and min over an array of a few thousand values or more pass over a NaN."""
-    return jnp.where(jnp.any(jnp.isnan(x), axis=axes, keepdims=True), jnp.float32(jnp.nan), value)

@@ -14,7 +14,8 @@ from jax import Array
 
 from qjax.formats.format import Format
 from qjax.ranges.moments import integer, mean, relative, within
-from qjax.ranges.range import Project, largest_magnitude
+from qjax.ranges.range import Project
+from qjax.ranges.reductions import largest_magnitude
 
 # Number of values -> (c1, c2): even numbers of values from the papers, odd ones (with a zero) from the authors' later
 # code. Fitting them anew (tests/ranges) gives the same clips within a few percent.

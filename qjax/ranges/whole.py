@@ -5,7 +5,8 @@ from __future__ import annotations
 from jax import Array
 
 from qjax.formats.format import Format
-from qjax.ranges.range import Project, ends, largest_magnitude
+from qjax.ranges.range import Project
+from qjax.ranges.reductions import ends, largest_magnitude
 
 
 def minmax(
