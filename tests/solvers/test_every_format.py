@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from qjax.quantization import dequantize
 from qjax.solvers import awq, d2quant, loftq, objective, qera, rtn
-from tests import draw
 from tests.solvers.cases import FORMATS, gram, output_error, problem, quick
 
 
@@ -38,7 +38,7 @@ def everything(fmt: str):
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_each_solver_improves_its_own_objective(fmt: str) -> None:
     w, x = problem(2)
-    w = w * jnp.exp(draw.normal(0, w.shape[0], 1, scale=0.5))
+    w = w * jnp.exp(0.5 * jax.random.normal(jax.random.key(0), (w.shape[0], 1)))
     h = gram(x)
     out = everything(fmt)(w, x, h)
 
