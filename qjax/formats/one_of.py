@@ -21,6 +21,7 @@ class OneOf:
     A code is the bit pattern under the chosen element (two's complement for signed integers), so all share the width
     and a block costs log2(n) bits more. `values` are the first element's, `levels` those of all.
 
+    >>> from qjax.formats import Int
     >>> OneOf((Int(4), Int(4, narrow=True))).choice_bits
     1
     """

@@ -6,9 +6,11 @@ import functools
 import math
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import AxisType
 
 F32_MAX = float(np.finfo(np.float32).max)
 
@@ -132,7 +134,10 @@ def look_up(table: Array | np.ndarray, index: Array) -> Array:
     """`table` [..., n] at `index`, whose axes the table's axes in front broadcast against."""
     n = table.shape[-1]
     if table.ndim == 1:
-        return jnp.take(jnp.asarray(table), index.astype(jnp.int32), mode="clip")
+        # On an Explicit mesh a gather has to say where it goes: to where the codes lie.
+        lies = jax.typeof(index).sharding
+        sharding = lies if AxisType.Explicit in lies.mesh.axis_types else None
+        return jnp.asarray(table).at[index.astype(jnp.int32)].get(mode="clip", out_sharding=sharding)
     if n <= COMPARED:  # a tree of selects vectorizes; a gather from many small tables does not
         bits = (n - 1).bit_length()
         leaves = [table[..., i] for i in range(n)]

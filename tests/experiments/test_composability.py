@@ -27,7 +27,7 @@ def test_every_cell_is_a_number_or_a_reason(capsys):
         assert title == setting and header.split() == ["kmeans16"]
         reasons = [row.strip() for row in rows if row.startswith("  [")]
         cells[setting] = {row.split()[0]: row.split()[1:] for row in rows if not row.startswith("  [")}
-        assert cells[setting]["hqq"][0] in [reason.split()[0] for reason in reasons if "without a scale" in reason]
+        assert cells[setting]["hqq"][0] in [reason.split()[0] for reason in reasons if "moves scales" in reason]
         assert all(float(cell) > 0 for row in cells[setting].values() for cell in row if not cell.startswith("["))
     alone, _, split, behind = (float(rows["rtn"][0]) for rows in cells.values())
     assert alone == 1 != split and behind < 0.5
