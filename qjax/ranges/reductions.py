@@ -42,6 +42,8 @@ def _runs(x: Array, axes: tuple[int, ...]) -> tuple[Array, int]:
 
     An axis that lies on several devices is not cut: their shares need not be whole runs.
     """
+    if not axes:  # blocks of one number
+        return x[..., None], x.ndim
     axis = min(a % x.ndim for a in axes)
     n = x.shape[axis]
     whole = jax.typeof(x).sharding.spec[axis] is None

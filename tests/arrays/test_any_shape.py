@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qjax.formats import parse
+from qjax.formats import Format, Int, parse
 from qjax.qarray import FULL
 from qjax.quantization import dequantize, quantize
 from qjax.validity import check
@@ -62,3 +62,8 @@ def test_any_array_is_its_matrices(problem):
     if batch:
         one = jax.tree.map(lambda a: a[-1:], q)
         np.testing.assert_array_equal(dequantize(one), dequantize(q)[-1:])
+
+
+def test_a_block_of_one_number():
+    q = quantize(jnp.array([0.5, -7.5]), Format(Int(4), block=1, rule="half"), axis=-1)
+    np.testing.assert_allclose(dequantize(q), [0.5 * 7 / 7.5, -8.0], rtol=1e-2)
