@@ -1,4 +1,4 @@
-"""Every named format in numbers: `python -m experiments.formats_table site/` (part of `make docs`).
+"""Formats in numbers: `python -m experiments.formats_table site/` (part of `make docs`).
 
 Writes `formats_table.json` and the page `formats_table.html` made of it. A row is one name of `qjax.formats.EXAMPLES`:
 
