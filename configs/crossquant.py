@@ -22,7 +22,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults("crossquant")
     config.replicates = 5
     config.extra = {"w8a8": {"granularity": "token"}, "crossquant": {"bits": (8, 4)}}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("crossquant 8", "w8a8"),)
-    config.pictures = False
     return config

@@ -26,11 +26,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults("formats")
     config.replicates = 5
     config.recipe = {"methods": ("rtn",), "format": ("int4_g64", "mxfp4", "int4_g32", "nvfp4")}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("rtn nvfp4", "rtn mxfp4"),
         ("rtn int4_g64", "rtn mxfp4"),
         ("rtn nvfp4", "rtn int4_g32"),
     )
-    config.pictures = False
     return config

@@ -30,7 +30,5 @@ def get_config() -> ml_collections.ConfigDict:
         "groups": "static",
     }
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("gptq int3_g64_affine", "rtn int3_g64_affine"),)
-    config.pictures = False
     return config

@@ -25,7 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.recipe = {"methods": ("rtn", "lqer"), "format": ("int4_g64",), "rank": 32}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("lqer int4_g64", "rtn int4_g64"),)
-    config.pictures = False
     return config

@@ -34,5 +34,4 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.recipe = {"methods": ("rtn",), "format": formats}
     config.evaluation = {"windows": 8, "length": 256, "batch": 4, "part": "report"}
-    config.pictures = False
     return config

@@ -29,9 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
         "smoothquant": {"granularity": ("token", "tensor")},
     }
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("w8a8 token", "w8a8 tensor"),
         ("smoothquant tensor", "w8a8 tensor"),
     )
+    config.pictures = True
     return config

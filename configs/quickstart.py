@@ -37,4 +37,5 @@ def get_config() -> ml_collections.ConfigDict:
         "rows": ("float", "rtn int3_g64_affine", "gptq int3_g64_affine"),
         "steps": 48,
     }
+    config.pictures = True
     return config

@@ -30,12 +30,10 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults("scalar_grids")
     config.replicates = 5
     config.recipe = {"methods": ("rtn",), "format": GRIDS}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("rtn nf4_g64_bf16", "rtn int4_g64_narrow"),
         ("rtn af4_g64", "rtn nf4_g64_bf16"),
         ("rtn apot4_g64", "rtn log4_g64"),
         ("rtn lloyd4_normal_g64", "rtn log4_g64"),
     )
-    config.pictures = False
     return config

@@ -40,7 +40,12 @@ def versions() -> dict[str, str]:
 
 
 def source_sha256() -> str:
-    """Hash of every Python file of qjax and of the study runner, so that numbers of different code are never mixed."""
+    """Hash of every Python file of qjax and of the study runner, so that numbers of different code are never mixed.
+
+    FileNotFoundError where the source tree is gone.
+    """
+    if not (ROOT / "qjax").is_dir():
+        raise FileNotFoundError(f"no source under {ROOT} to say what made these numbers")
     h = hashlib.sha256()
     for folder in ("qjax", "kernels", "experiments"):
         for path in sorted((ROOT / folder).rglob("*.py")):

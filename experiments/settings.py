@@ -32,7 +32,7 @@ def defaults(study: str) -> ml_collections.ConfigDict:
             "evaluation": {"windows": 32, "length": 512, "batch": 4, "part": "report"},
             "claims": (),
             "samples": {"prompts": (), "rows": (), "steps": 48},
-            "pictures": True,
+            "pictures": False,  # sizes of weights and inputs of the float model, for the report
         }
     )
 

@@ -29,11 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
         "format": ("int8", "fp8_e4m3", "int4", "int4_g32_affine", "mxfp4", "int2_g32_affine"),
     }
     config.calibration = {"windows": 1, "length": 512, "batch": 1}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("kv_cache int8", "kv_cache int4"),
         ("kv_cache int4_g32_affine", "kv_cache int4"),
         ("kv_cache int4_g32_affine", "kv_cache int2_g32_affine"),
     )
-    config.pictures = False
     return config

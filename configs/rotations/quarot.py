@@ -25,11 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.recipe = {"methods": ("quarot",), "method": ("rtn", "gptq"), "rotated": (True, False)}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("quarot rtn True", "quarot rtn False"),
         ("quarot gptq True", "quarot gptq False"),
         ("quarot gptq True", "quarot rtn True"),
     )
-    config.pictures = False
     return config

@@ -29,7 +29,5 @@ def get_config() -> ml_collections.ConfigDict:
         "aser": {"format": "int4_channel"},
     }
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("aser int4_channel", "w8a8 int4_channel"),)
-    config.pictures = False
     return config

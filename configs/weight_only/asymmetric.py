@@ -28,12 +28,10 @@ def get_config() -> ml_collections.ConfigDict:
         "order": "activation",
     }
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("gptaq int3_g64_affine", "gptq int3_g64_affine"),
         ("rescomp int3_g64_affine", "gptaq int3_g64_affine"),
         ("gptaq int2_g64_affine", "gptq int2_g64_affine"),
         ("rescomp int2_g64_affine", "gptaq int2_g64_affine"),
     )
-    config.pictures = False
     return config

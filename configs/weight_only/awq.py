@@ -25,11 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.recipe = {"methods": ("rtn", "awq"), "format": ("int4_g64_affine", "int3_g64_affine"), "clip": (True, False)}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("awq True int4_g64_affine", "rtn int4_g64_affine"),
         ("awq True int3_g64_affine", "rtn int3_g64_affine"),
         ("awq True int3_g64_affine", "awq False int3_g64_affine"),
     )
-    config.pictures = False
     return config

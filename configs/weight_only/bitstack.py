@@ -25,7 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.recipe = {"methods": ("bitstack",), "depth": (1, 2, 3)}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("bitstack 2", "bitstack 1"), ("bitstack 3", "bitstack 2"))
-    config.pictures = False
     return config

@@ -28,12 +28,10 @@ def get_config() -> ml_collections.ConfigDict:
         "quantease": {"format": "int3_g64_affine", "start": ("weights", "gptq"), "outliers": (0.0, 0.01)},
     }
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("quantease int3_g64_affine 0.0 weights", "gptq int3_g64_affine"),
         ("quantease int3_g64_affine 0.0 gptq", "gptq int3_g64_affine"),
         ("quantease int3_g64_affine 0.01 weights", "quantease int3_g64_affine 0.0 weights"),
         ("alternating int3_g64_affine", "gptq int3_g64_affine"),
     )
-    config.pictures = False
     return config

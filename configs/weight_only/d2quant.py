@@ -29,10 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
         "shift": (True, False),
     }
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("d2quant True int2_g64_affine False", "d2quant False int2_g64_affine False"),
         ("d2quant False int2_g64_affine True", "d2quant False int2_g64_affine False"),
     )
-    config.pictures = False
     return config

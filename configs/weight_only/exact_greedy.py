@@ -25,7 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.recipe = {"methods": ("gptq", "obq"), "format": ("int4",), "order": ("none", "activation")}
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("obq int4", "gptq int4 none"),)
-    config.pictures = False
     return config

@@ -31,10 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
         "framequant": {"format": "int2", "redundancy": (1.0, 1.125, 1.25)},
     }
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("quip int2_tensor kronecker", "gptq int2_tensor"),
         ("framequant int2 1.125", "framequant int2 1.0"),
     )
-    config.pictures = False
     return config

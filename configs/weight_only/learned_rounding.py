@@ -31,10 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
         "steps": 200,
     }
     config.calibration = {"windows": 16, "length": 512, "batch": 2}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = tuple(
         (f"{method} int3_g64_affine", "rtn int3_g64_affine")
         for method in ("adaround", "brecq", "adaquant", "signround", "flexround", "cbq")
     )
-    config.pictures = False
     return config

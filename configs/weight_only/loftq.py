@@ -24,7 +24,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.recipe = {"methods": ("loftq",), "format": ("nf4_g64",), "steps": (1, 5)}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("loftq nf4_g64 5", "loftq nf4_g64 1"),)
-    config.pictures = False
     return config

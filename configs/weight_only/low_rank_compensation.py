@@ -33,12 +33,10 @@ def get_config() -> ml_collections.ConfigDict:
         "glowq": {"format": "int3_g64_affine", "rank": 32},
     }
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("lqer int3_g64_affine", "rtn int3_g64_affine"),
         ("qera True int3_g64_affine", "lqer int3_g64_affine"),
         ("qera True int3_g64_affine", "qera False int3_g64_affine"),
         ("eora int3_g64_affine", "gptq int3_g64_affine"),
     )
-    config.pictures = False
     return config

@@ -26,10 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = {"methods": ("hqq",), "format": ("int3_g64_affine",)}
     config.extra = {"milo": {"format": "int3_g64_affine", "steps": (1, 11)}}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("milo int3_g64_affine 1", "hqq int3_g64_affine"),
         ("milo int3_g64_affine 11", "milo int3_g64_affine 1"),
     )
-    config.pictures = False
     return config

@@ -26,10 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = {"methods": ("rtn", "bias_correction"), "format": ("int3_g64_affine",), "paired": (False, True)}
     config.extra = {"gptq": {"format": "int3_g64_affine"}, "norm_tweaking": {"format": "int3_g64_affine"}}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("bias_correction int3_g64_affine True", "rtn int3_g64_affine"),
         ("norm_tweaking int3_g64_affine", "gptq int3_g64_affine"),
     )
-    config.pictures = False
     return config

@@ -23,10 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.recipe = {"methods": ("rtn", "mixed_groups"), "format": ("int2_g16_affine",), "share": (0.1, 0.2)}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("mixed_groups int2_g16_affine 0.1", "rtn int2_g16_affine"),
         ("mixed_groups int2_g16_affine 0.2", "mixed_groups int2_g16_affine 0.1"),
     )
-    config.pictures = False
     return config

@@ -25,7 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.recipe = {"methods": ("rtn", "nupes"), "format": ("int4_g64", "int4_channel", "int3_g64")}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("nupes int4_g64", "rtn int4_g64"), ("nupes int4_channel", "rtn int4_channel"))
-    config.pictures = False
     return config

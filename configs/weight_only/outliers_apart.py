@@ -27,10 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = {"methods": ("gptq", "owq"), "format": ("int3_g64_affine",), "channels": (1, 6)}
     config.extra = {"spqr": {"format": "int3_g16_affine"}}
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("owq 6 int3_g64_affine", "gptq int3_g64_affine"),
         ("spqr int3_g16_affine", "gptq int3_g64_affine"),
     )
-    config.pictures = False
     return config

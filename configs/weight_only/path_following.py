@@ -26,11 +26,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = {"methods": ("rtn", "gptq", "gpfq", "spfq"), "format": ("int4_g64",)}
     config.extra = {"frames": {"format": ("int2", "int4")}}
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("gpfq int4_g64", "rtn int4_g64"),
         ("gptq int4_g64", "gpfq int4_g64"),
         ("gpfq int4_g64", "spfq int4_g64"),
     )
-    config.pictures = False
     return config

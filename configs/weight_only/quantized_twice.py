@@ -24,7 +24,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.recipe = {"methods": ("gptq", "gptqt"), "format": ("int3", "int2"), "first": 4, "order": "none"}
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("gptqt int3", "gptq int3"), ("gptqt int2", "gptq int2"))
-    config.pictures = False
     return config

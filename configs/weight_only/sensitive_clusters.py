@@ -26,10 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = {"methods": ("rtn", "gptq"), "format": ("int3",)}
     config.extra = {"squeezellm": {"format": "int3", "outliers": (0.0001, 0.004)}}
     config.calibration = {"windows": 16, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("squeezellm int3 0.004", "squeezellm int3 0.0001"),
         ("squeezellm int3 0.004", "gptq int3"),
     )
-    config.pictures = False
     return config

@@ -67,7 +67,6 @@ def get_config() -> ml_collections.ConfigDict:
         "bitstack": {"depth": (2, 3)},
     }
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     order = (
         ("gptq", "rtn"),
         ("awq", "rtn"),
@@ -77,5 +76,4 @@ def get_config() -> ml_collections.ConfigDict:
         ("eora", "gptq"),
     )
     config.claims = tuple((f"{a} {f}", f"{b} {f}") for f in GROUPS for a, b in order)
-    config.pictures = False
     return config

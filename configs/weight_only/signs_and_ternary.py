@@ -30,10 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
         "twn": {"format": ("int2_g64_narrow",)},
         "rtn": {"format": ("binary_g64", "int2_g64_narrow")},
     }
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("absmean binary_g64", "rtn binary_g64"),
         ("absmean int2_g64_narrow", "rtn int2_g64_narrow"),
     )
-    config.pictures = False
     return config

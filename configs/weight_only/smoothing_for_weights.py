@@ -24,7 +24,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.recipe = {"methods": ("rtn", "smoothquant_plus", "teq"), "format": ("int4_g64",)}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("smoothquant_plus int4_g64", "rtn int4_g64"), ("teq int4_g64", "rtn int4_g64"))
-    config.pictures = False
     return config

@@ -27,7 +27,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = {"methods": ("rtn", "llm_mq"), "format": ("int3_g64_affine",)}
     config.extra = {"gobo": {"bits": 3}, "int8_with_float_outliers": {}}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("llm_mq int3_g64_affine", "rtn int3_g64_affine"),)
-    config.pictures = False
     return config

@@ -29,12 +29,10 @@ def get_config() -> ml_collections.ConfigDict:
         "format": ("int2_g64_affine", "int4_g64_affine"),
     }
     config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (
         ("hqq int2_g64_affine", "rtn int2_g64_affine"),
         ("gptq int2_g64_affine", "hqq int2_g64_affine"),
         ("decoupleq int2_g64_affine", "gptq int2_g64_affine"),
         ("hqq int4_g64_affine", "rtn int4_g64_affine"),
     )
-    config.pictures = False
     return config

@@ -25,7 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = {"methods": ("unsloth_dynamic",), "format": ("nf4_g64",), "share": (0.05, 0.1)}
     config.extra = {"rtn": {"format": "nf4_g64"}}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
-    config.evaluation = {"windows": 32, "length": 512, "batch": 4, "part": "report"}
     config.claims = (("unsloth_dynamic nf4_g64 0.1", "rtn nf4_g64"),)
-    config.pictures = False
     return config

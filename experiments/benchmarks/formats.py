@@ -20,15 +20,14 @@ divisions are exact.
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
 import json
 import os
 import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ import numpy as np
 from qwix._src.core import qarray as qwix_qarray
 
 import qjax
+from experiments.benchmarks.timing import seconds
 
 QWIX: dict[str, dict[str, Any]] = {
     "int8": {"qtype": jnp.int8},
@@ -65,23 +65,12 @@ class Contender(NamedTuple):
     dequantize: Timed
 
 
-def timed(f: Callable[..., Any], *arguments: Any) -> Timed:
-    """Seconds of one call of `f`, its results awaited."""
-
-    def call() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(f(*arguments))
-        return time.perf_counter() - start
-
-    return call
-
-
 def ours(w: jax.Array, name: str, axis: int) -> tuple[Contender, int]:
     """qjax, jitted, and the bytes of its codes and scales as they lie in memory."""
     quantize = jax.jit(lambda w: qjax.quantize(w, name, axis=axis))
     q = quantize(w)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(q))
-    return Contender("qjax", timed(quantize, w), timed(qjax.dequantize, q)), size
+    return Contender("qjax", partial(seconds, quantize, w), partial(seconds, qjax.dequantize, q)), size
 
 
 def qwix(w: jax.Array, name: str, axis: int) -> Contender:
@@ -90,7 +79,11 @@ def qwix(w: jax.Array, name: str, axis: int) -> Contender:
     tile = how.pop("tile", None)
     how = qwix_qarray.HowToQuantize(**how, tiled_axes={axis: tile} if tile else {}, channelwise_axes=(1 - axis,))
     quantize = jax.jit(lambda w: qwix_qarray.quantize(w, how))
-    return Contender("Qwix", timed(quantize, w), timed(jax.jit(qwix_qarray.dequantize), quantize(w)))
+    return Contender(
+        "Qwix",
+        partial(seconds, quantize, w),
+        partial(seconds, jax.jit(qwix_qarray.dequantize), quantize(w)),
+    )
 
 
 class Peers:
@@ -98,13 +91,13 @@ class Peers:
 
     def __init__(self, python: str, weight: Path, compiled: bool) -> None:
         # -P: the folder of the script, with its kernels/, stays out of the other environment's path.
-        command = [python, "-P", str(Path(__file__).parent / "peer_formats.py"), str(weight)]
+        command = [python, "-I", str(Path(__file__).parent / "peer_formats.py"), str(weight)]
         command += ["--compile"] if compiled else []
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.versions: dict[str, str | None] = self._answer()
         self.cases: dict[str, list[Contender]] = {}
         for number, (name, library) in enumerate(self._answer()):
-            calls = (functools.partial(self._request, number, way) for way in ("quantize", "dequantize"))
+            calls = (partial(self._request, number, way) for way in ("quantize", "dequantize"))
             self.cases.setdefault(name, []).append(Contender(library, *calls))
 
     def _request(self, number: int, way: str) -> float:
@@ -165,7 +158,7 @@ def main() -> None:
     parser.add_argument("--only", type=lambda text: text.split(","), default=(), help="formats, with commas")
     arguments = parser.parse_args()
     w = jax.random.normal(jax.random.key(0), (arguments.rows, arguments.columns), jnp.float32)
-    copy = timed(jax.jit(jnp.negative), w)
+    copy = partial(seconds, jax.jit(jnp.negative), w)
     with tempfile.TemporaryDirectory() as folder:
         np.save(weight := Path(folder) / "weight.npy", np.asarray(w))
         peers = Peers(arguments.peers, weight, arguments.compile) if arguments.peers else None

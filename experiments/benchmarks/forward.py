@@ -12,23 +12,15 @@ MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 in the envir
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from experiments.benchmarks.timing import seconds
 from qjax.kv.attention import causal_parts
 from qjax.models import Architecture, Decoder
 from qjax.models.decoder import block, rotations
-
-
-def seconds(fn: Callable[[], Array]) -> float:
-    """Wall time of one call whose compilation is done."""
-    start = time.perf_counter()
-    fn().block_until_ready()
-    return time.perf_counter() - start
 
 
 def main() -> None:

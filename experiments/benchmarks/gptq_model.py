@@ -53,7 +53,7 @@ def main() -> None:
         share = 100 * rate * 1000 / mine["gemm"]
         print(f"  compilation and solving = {share:.0f} % of the GEMM rate {mine['gemm']:.0f} GFLOP/s")
         if args.peer:
-            peer = child([args.peer, str(HERE / "peer_llmcompressor.py"), folder])
+            peer = child([args.peer, "-I", str(HERE / "peer_llmcompressor.py"), folder])
             show("llm-compressor oneshot", peer)
             print(f"ratio qjax / llm-compressor: wall {mine['wall'] / peer['wall']:.2f}, "
                   f"peak memory {mine['peak'] / peer['peak']:.2f}")  # fmt: skip
@@ -108,6 +108,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
 
     import qjax
+    from experiments.benchmarks.timing import gemm_rate
 
     model, params, _ = qjax.models.load(None)
     tokens = np.load(Path(args.folder) / "tokens.npy")
@@ -138,20 +139,6 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         "compilations": len(compiled), "solve": sum(solving),
         "tflop": operations(model.arch, *tokens.shape) / 1e12, "gemm": gemm, "versions": f"jax {jax.__version__}",
     }  # fmt: skip
-
-
-def gemm_rate(size: int = 2048, repeats: int = 8) -> float:
-    """GFLOP/s of float32 matrix products."""
-    import jax
-    import jax.numpy as jnp
-
-    a = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    product(a, a).block_until_ready()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        product(a, a).block_until_ready()
-    return 2 * size**3 * repeats / (time.perf_counter() - start) / 1e9
 
 
 def operations(arch: Any, windows: int, length: int) -> float:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.timing import gemm_rate, seconds
 from qjax.solvers import gptq
 
 LAYERS = 30
@@ -26,24 +26,6 @@ INPUTS = {
     "ffn gate up": (576, (1536, 1536)),
     "ffn down": (1536, (576,)),
 }
-
-
-def seconds(call: Callable[[], Any], repeats: int = 3) -> float:
-    """Least wall time of a call already compiled."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def gemm_rate(size: int = 2048) -> float:
-    """GFLOP/s of one float32 matrix product."""
-    a = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(a, a))
-    return 2 * size**3 / seconds(lambda: product(a, a)) / 1e9
 
 
 def main() -> None:
@@ -79,7 +61,7 @@ def main() -> None:
 
         jax.block_until_ready(sweep())
         compiling += time.perf_counter() - start
-        factor_time, sweep_time = seconds(factor), seconds(sweep)
+        factor_time, sweep_time = (min(seconds(call) for _ in range(3)) for call in (factor, sweep))
         factoring += LAYERS * factor_time
         total += LAYERS * (factor_time + sweep_time)
         # Spreading the errors of every block over the later rows: K² N multiplications, half of them on zeros of U.

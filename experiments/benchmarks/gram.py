@@ -8,11 +8,11 @@ Prints, for each width, the median time of one product over that of `qjax.statis
 from __future__ import annotations
 
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.timing import seconds
 from qjax.statistics import gram
 from qjax.statistics.second_moments import halvings
 
@@ -33,9 +33,7 @@ def main() -> None:
             f(x).block_until_ready()
         for _ in range(REPEATS):
             for name, f in (("full", full), ("ours", ours)):
-                start = time.perf_counter()
-                f(x).block_until_ready()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(seconds(f, x))
         ratio = statistics.median(times["full"]) / statistics.median(times["ours"])
         print(f"{width:5d} features, {halvings(width)} halvings: {ratio:.2f} times as fast as one product")
 

@@ -12,11 +12,11 @@ import argparse
 import functools
 import platform
 import statistics
-import time
 
 import jax
 
 import qjax
+from experiments.benchmarks.timing import seconds
 from qjax import dispatch
 from qjax.operators import prepare
 
@@ -41,9 +41,7 @@ def measure(size: int, tokens: int, repeats: int) -> None:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):  # interleaved, so that a busy neighbour slows all of them alike
         for name, (op, _) in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(compiled[name](x, op))
-            times[name].append(time.perf_counter() - start)
+            times[name].append(seconds(compiled[name], x, op))
     base = times["float32"][1:]
     print(f"tokens {tokens}, {size} x {size}, float32 weight {size * size * 4 / 2**20:.0f} MiB")
     for name, (op, _) in calls.items():

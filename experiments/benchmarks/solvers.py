@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.gptq_model import HERE, child
+from experiments.benchmarks.timing import seconds
 from qjax import dispatch, solvers
 from qjax.formats import Format, Int
 from qjax.solvers import awq, gptq, loftq
@@ -76,13 +76,6 @@ def lost(name: str, w: jax.Array, gram: jax.Array, values: jax.Array) -> float:
     return float(jnp.sqrt(solvers.objective(gram, error)))
 
 
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds until the result is there, and the result."""
-    start = time.perf_counter()
-    found = jax.block_until_ready(call())
-    return time.perf_counter() - start, found
-
-
 def values(found: Any) -> jax.Array:
     """The matrix that a solver's result stands for."""
     if isinstance(found, loftq.Alternation):
@@ -93,16 +86,16 @@ def values(found: Any) -> jax.Array:
 def measure(name: str, w: jax.Array, gram: jax.Array, peer: str | None, stacked: int, repeats: int) -> str:
     """One line of the table."""
     solve = jax.jit(SOLVERS[name])
-    first, found = timed(lambda: solve(w, gram))
-    later = min(timed(lambda: solve(w, gram))[0] for _ in range(repeats))
+    first, found = seconds(solve, w, gram), solve(w, gram)
+    later = min(seconds(solve, w, gram) for _ in range(repeats))
     nearest = solvers.rtn(w, FLOAT_ZEROS if name == "hqq" else FORMAT)
     unit = lost(name, w, gram, values(nearest))
     line = f"{name:<12} {first:>9.2f} {later:>9.3f} {lost(name, w, gram, values(found)) / unit:>8.3f}"
     if stacked > 1:
         many = jnp.broadcast_to(w, (stacked, *w.shape)), jnp.broadcast_to(gram, (stacked, *gram.shape))
         mapped = jax.jit(jax.vmap(SOLVERS[name]))
-        timed(lambda: mapped(*many))
-        line += f" {timed(lambda: mapped(*many))[0] / (stacked * later):>8.2f}"
+        seconds(mapped, *many)
+        line += f" {seconds(mapped, *many) / (stacked * later):>8.2f}"
     if peer:
         with tempfile.TemporaryDirectory() as folder:
             np.save(Path(folder) / "w.npy", w)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from experiments.report import pictures
+from experiments.report.template import fill
 
-HERE = Path(__file__).resolve().parent
 COLOURS = {"Int": "#3f7fe0", "Float": "#e0812a", "Table": "#1f9e89"}
 WORDS = {"Int": "integers", "Float": "minifloats", "Table": "tables of values", "OneOf": "choices"}
 PER_BIT = 20 * math.log10(2)
@@ -22,27 +20,18 @@ PER_BIT = 20 * math.log10(2)
 
 def render(found: dict[str, Any]) -> str:
     """HTML of the page about the numbers of `experiments.formats_table`; refers to nothing outside itself."""
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    parts = {name: (HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js")}
     kinds = list(dict.fromkeys(row["kind"] for row in found["rows"]))
     rows = [
         row | {"picture": levels(row["values"], colour(row["kind"], kinds)), "short": shortfall(row)}
         for row in found["rows"]
     ]
-    return env.get_template("format_table.html").render(
+    return fill(
+        "format_table.html",
         rows=rows,
         found=found,
         per_bit=PER_BIT,
         gaussian=plane(found["rows"], "gaussian", "signal over noise on Gaussian numbers, dB", bound=True),
         model=plane(found["rows"], "model", "signal over noise on the model's weights, dB", bound=False),
-        style=parts["style.css"],
-        script=parts["script.js"],
     )
 
 
@@ -73,7 +62,10 @@ def levels(values: Sequence[float] | None, tint: str, width: int = 220, height: 
 
 
 def plane(rows: Sequence[dict[str, Any]], source: str, label: str, bound: bool) -> str:
-    """Bits a weight against signal over noise, one dot a format; with the bound, the line no code passes."""
+    """Bits a weight against signal over noise, one dot a format; with the bound, the line no code passes.
+
+    Named are the formats that no other one beats with as few bits: ninety names would hide each other.
+    """
     shown = [row for row in rows if row["sqnr"].get(source) is not None]
     if not shown:
         return ""
@@ -95,5 +87,7 @@ def plane(rows: Sequence[dict[str, Any]], source: str, label: str, bound: bool) 
         ax.set_xlabel("bits a weight, scales included")
         ax.set_ylabel(label)
         ax.legend(loc="upper left", frameon=False, handletextpad=0.2)
-        pictures.place_labels(ax, fig, list(zip(bits, reached, [row["name"] for row in shown], strict=True)), [])
+        points = list(zip(bits, reached, [row["name"] for row in shown], strict=True))
+        best = [p for p in points if not any(b <= p[0] and r > p[1] for b, r, _ in points)]
+        pictures.place_labels(ax, fig, best, [])
         return pictures.svg(fig)

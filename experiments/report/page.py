@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from experiments.report import facts, pictures
 from experiments.report.load import Run
-
-HERE = Path(__file__).resolve().parent
+from experiments.report.template import fill
 
 
 def render(runs: list[Run]) -> str:
     """HTML of one page about these runs; refers to nothing outside itself."""
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f} %"
-    parts = {name: (HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js")}
-    return env.get_template("page.html").render(
-        studies=[study(run) for run in runs], style=parts["style.css"], script=parts["script.js"]
-    )
+    return fill("page.html", studies=[study(run) for run in runs])
 
 
 def study(run: Run) -> dict[str, Any]:

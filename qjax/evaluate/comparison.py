@@ -9,7 +9,6 @@ sample r. Both methods see the same weights, windows and sample, so the log rati
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 import scipy.stats
 
 from qjax.evaluate.scores import Model, evaluate
-from qjax.trace.paths import leaves_with_paths, replace_leaves
+from qjax.trace.paths import leaves_with_paths, named_key, replace_leaves
 
 LEVEL = 0.95
 
@@ -103,7 +102,7 @@ def perturb(params: Any, cells: Mapping[str, Any], replicate: int) -> Any:
         leaf = leaves[path]
         if cell.ndim != leaf.ndim or any(n % m for n, m in zip(leaf.shape, cell.shape, strict=True)):
             raise ValueError(f"{path}: cells of shape {cell.shape} do not fit a leaf of shape {leaf.shape}")
-        key = jax.random.fold_in(jax.random.key(replicate), zlib.crc32(path.encode()))
+        key = named_key(jax.random.key(replicate), path)
         moved[path] = _move(leaf, jnp.asarray(cell), key)
     return replace_leaves(params, moved)
 

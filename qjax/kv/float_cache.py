@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from qjax.kv.attention import MASKED, grouped_mix, grouped_scores, visible
+from qjax.kv.slots import store
 
 
 class FloatState(NamedTuple):
@@ -48,12 +49,7 @@ class FloatCache:
 
         Negative positions and positions beyond the capacity are not stored.
         """
-        capacity = state.slots.shape[1]
-        # A negative index would wrap round to the end; one past the end is dropped.
-        slot = jnp.where(positions < 0, jnp.full_like(positions, capacity), positions)
-        row = jnp.arange(x.shape[0])[:, None]
-        values = state.values.at[row, :, slot].set(x.astype(state.values.dtype), mode="drop")
-        return FloatState(values, state.slots.at[row, slot].set(positions, mode="drop"))
+        return FloatState(*store(state.values, state.slots, x.astype(state.values.dtype), positions))
 
     def scores(self, state: FloatState, q: Array, positions: Array) -> Array:
         """Scores of q against every slot; see `Cache`."""

@@ -15,6 +15,7 @@ from jax import Array
 
 from qjax.formats import Format, as_format
 from qjax.kv.attention import MASKED, grouped_mix, grouped_scores, visible
+from qjax.kv.slots import store
 from qjax.qarray import QArray
 from qjax.quantization import bits_per_weight, dequantize, quantize
 
@@ -93,18 +94,9 @@ class QuantizedCache:
 
         Negative positions and positions beyond the capacity are not stored.
         """
-        capacity = state.slots.shape[1]
-        # A negative index would wrap round to the end; one past the end is dropped.
-        slot = jnp.where(positions < 0, jnp.full_like(positions, capacity), positions)
-        row = jnp.arange(x.shape[0])[:, None]
-        # [batch, tokens, heads, ...]: indexed axes come first where a slice lies between them.
         x = x.astype(jnp.float32)
-        values, prefix = jax.tree.map(
-            lambda held, new: held.at[row, :, slot].set(new, mode="drop"),
-            (state.values, state.prefix),
-            (self._encoded(x), x),
-        )
-        return QuantizedState(values, prefix, state.slots.at[row, slot].set(positions, mode="drop"))
+        (values, prefix), slots = store((state.values, state.prefix), state.slots, (self._encoded(x), x), positions)
+        return QuantizedState(values, prefix, slots)
 
     def scores(self, state: QuantizedState, q: Array, positions: Array) -> Array:
         """Scores of q against every slot; see `Cache`."""

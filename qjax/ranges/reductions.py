@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -10,8 +13,9 @@ RUN = 16
 """Values reduced at a time: XLA cuts longer reductions into windows of 16 and then fuses nothing into them."""
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def largest_magnitude(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """-max|x|, max|x| of float32 `x` over `axes` (kept, size 1); NaN if there is one. No gradient.
+    """-max|x|, max|x| of float32 `x` over `axes` (kept, size 1); NaN if there is one.
 
     Compared as bit patterns, in whose order a NaN is the largest magnitude: XLA:CPU's float maximum over an array of a
     few thousand values or more passes over NaN, and over |x| it takes five times as long.
@@ -23,13 +27,31 @@ def largest_magnitude(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     return -high, high
 
 
+@largest_magnitude.defjvp
+def _slope_of_magnitude(axes: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    def plain(x: Array) -> tuple[Array, Array]:
+        high = jnp.max(jnp.abs(x), axes, keepdims=True)
+        return -high, high
+
+    return largest_magnitude(*primals, axes), jax.jvp(plain, primals, tangents)[1]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def ends(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """The least and the largest of float32 `x` over `axes` (kept, size 1); NaN if there is one. No gradient."""
+    """The least and the largest of float32 `x` over `axes` (kept, size 1); NaN if there is one."""
     runs, axis = _runs(_ordered(lax.bitcast_convert_type(x, jnp.int32)), axes)
     low, high = (lax.bitcast_convert_type(_ordered(pick(runs, axis)), jnp.float32) for pick in (jnp.min, jnp.max))
     nan = _any_nan(low, axes) | _any_nan(high, axes)
     low, high = jnp.min(low, axes, keepdims=True), jnp.max(high, axes, keepdims=True)
     return jnp.where(nan, jnp.float32(jnp.nan), low), jnp.where(nan, jnp.float32(jnp.nan), high)
+
+
+@ends.defjvp
+def _slope_of_ends(axes: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    def plain(x: Array) -> tuple[Array, Array]:
+        return jnp.min(x, axes, keepdims=True), jnp.max(x, axes, keepdims=True)
+
+    return ends(*primals, axes), jax.jvp(plain, primals, tangents)[1]
 
 
 def _ordered(pattern: Array) -> Array:

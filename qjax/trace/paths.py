@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,11 @@ def select(paths: Sequence[str], where: Where) -> tuple[str, ...]:
         if not any(fnmatch.fnmatchcase(p, glob) for p in paths):
             raise ValueError(f"where= pattern {glob!r} matched no leaf; the leaves are {_some(paths)}")
     return tuple(p for p in paths if any(fnmatch.fnmatchcase(p, glob) for glob in globs))
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """A key of its own for everything that has a name (a leaf, a stage), the same in whatever order they are met."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 def _some(names: Sequence[str]) -> str:

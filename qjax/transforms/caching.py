@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
@@ -17,11 +15,11 @@ def cache_quantize(
     keys: Format | str | None = "int8",
     values: Format | str | None = "int8",
     *,
-    sites: tuple[Sequence[str], Sequence[str]] = (("*/attn/key",), ("*/attn/value",)),
+    sites: tuple[str, str] = ("*/attn/key", "*/attn/value"),
 ) -> Transform:
     """Round keys and values, each token's of each head on its own, wherever attention reads them.
 
-    Taps on the two kinds of sites (globs; the defaults are those of our decoder, keys after RoPE) round exactly what
+    Taps on the two sites (globs; the defaults are those of our decoder, keys after RoPE) round exactly what
     `qjax.kv.QuantizedCache` stores, so that the forward pass without a cache shows its error: perplexity of W4A4KV4.
     None leaves that side alone. To generate, give the decoder the codecs themselves.
 
@@ -43,9 +41,7 @@ def cache_quantize(
                 f"cache_quantize: {f.name} has a scale that several tokens share, so a token would depend on later "
                 "ones; name a format whose scales lie within a head of one token, such as int8, int4_g32_affine, mxfp4"
             )
-    taps = {
-        site: Quantize.dynamic(f) for f, globs in zip(formats, sites, strict=True) if f is not None for site in globs
-    }
+    taps = {site: Quantize.dynamic(f) for site, f in zip(sites, formats, strict=True) if f is not None}
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
         del stage, key

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qjax import dispatch
 from qjax.operators import Latent
 from qjax.qarray import QArray
 from qjax.quantization import bits_per_weight
@@ -19,7 +18,7 @@ from qjax.reconstruct import Rule, mean_loss, minimize, squared_distance
 from qjax.reconstruct.distances import floating
 from qjax.reconstruct.rule import latents, rule_of, settled, with_variables
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
-from qjax.transforms.leaves import Core, transport
+from qjax.transforms.leaves import Core, refuse_quantized, transport
 
 Distance = Callable[[Any, Any], jax.Array]
 
@@ -155,11 +154,8 @@ def _gram_error(fn: Any, leaves: Any, gram: jax.Array) -> jax.Array:
 def _float(path: str, stage: Stage, again: bool) -> tuple[Core, jax.Array]:
     """The maps in front of a leaf as it is now, and its float core. `again`: the leaf may hold an earlier result."""
     core = Core.of(stage.params[path], stage.uses[path])
-    if dispatch.is_operator(core.matrix) and not (again and isinstance(core.matrix, QArray)):
-        raise ValueError(
-            f"{path}: already holds {type(core.matrix).__name__}; a second weight method would quantize it twice "
-            "(select other leaves with qjax.masked or qjax.partition)"
-        )
+    if not (again and isinstance(core.matrix, QArray)):
+        refuse_quantized(path, core.matrix)
     matrix = Core.of(stage.reference[path], stage.uses[path]).matrix
     return core, jnp.asarray(matrix).astype(jnp.float32)
 

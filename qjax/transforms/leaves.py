@@ -76,12 +76,17 @@ def float_core(path: str, leaf: Any, use: Use) -> tuple[Core, jax.Array]:
     core = Core.of(leaf, use)
     if any(isinstance(m, Quantize) for m in core.maps):
         raise ValueError(f"{path}: its input is quantized already; put weight methods before act_quantize in the chain")
-    if dispatch.is_operator(core.matrix):
+    refuse_quantized(path, core.matrix)
+    return core, jnp.asarray(core.matrix).astype(jnp.float32)
+
+
+def refuse_quantized(path: str, matrix: Any) -> None:
+    """ValueError for a core that is not a float array any more."""
+    if dispatch.is_operator(matrix):
         raise ValueError(
-            f"{path}: already holds {type(core.matrix).__name__}; a second weight method would quantize it twice "
+            f"{path}: already holds {type(matrix).__name__}; a second weight method would quantize it twice "
             "(select other leaves with qjax.masked or qjax.partition)"
         )
-    return core, jnp.asarray(core.matrix).astype(jnp.float32)
 
 
 def transport(path: str, maps: tuple[Any, ...], statistics: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from qjax.equivalence.rotation import rotate_stream, rotate_values
 from qjax.operators import Hadamard
+from qjax.trace.paths import named_key
 from qjax.transforms.contract import Edit, Stage, Transform, stateless
 
 SCORES = ("*/attn/query", "*/attn/key")
@@ -62,14 +62,14 @@ def rotate(
         if stream:
             port = wiring.writers[0]
             width = leaves[port.path].shape[port.axis]
-            turn(rotate_stream(leaves, wiring, Hadamard.random(_named(key, "stream"), width, block)))
+            turn(rotate_stream(leaves, wiring, Hadamard.random(named_key(key, "stream"), width, block)))
         if values and wiring.values:
-            turn(rotate_values(leaves, wiring, Hadamard.random(_named(key, "values"), wiring.values[0].head_dim)))
+            turn(rotate_values(leaves, wiring, Hadamard.random(named_key(key, "values"), wiring.values[0].head_dim)))
         online = {}
         for product in wiring.products if down else ():
             port = product.down
             *stacked, width, _ = jnp.moveaxis(leaves[port.path], port.axis, -2).shape
-            signs = jax.random.rademacher(_named(key, port.path), (*stacked, width), jnp.int8)
+            signs = jax.random.rademacher(named_key(key, port.path), (*stacked, width), jnp.int8)
             online[port.path] = Hadamard(signs, width if block is None else block)
         heads = wiring.scores[0].head_dim if scores else 1
         taps = {site: Hadamard(None, heads) for site in sites} if scores else {}
@@ -78,7 +78,3 @@ def rotate(
 
     size = "" if block is None else f" {block}"
     return stateless(f"rotate {' '.join(chosen)}{size}", "model", edit)
-
-
-def _named(key: jax.Array, name: str) -> jax.Array:
-    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)

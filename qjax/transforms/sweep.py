@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax.statistics import Count, Statistic, as_statistic
+from qjax.trace.paths import named_key
 from qjax.trace.topology import Topology
 from qjax.trace.uses import Use
 from qjax.transforms.contract import Edit, Leaves, Stage, Transform
@@ -264,7 +264,7 @@ def _steps(working: Working, stage: Stage, t: Transform, place: Place) -> tuple[
     """A transform's steps on one stage until it is done."""
     start = time.perf_counter()
     block, advance = place.block, place.programs.advance(place.block.fn)
-    key = jax.random.fold_in(place.settings.key, zlib.crc32(f"{t.name} {stage.name}".encode()) & 0x7FFFFFFF)
+    key = named_key(place.settings.key, f"{t.name} {stage.name}")
 
     def seen(w: Working) -> Stage:
         return dataclasses.replace(

@@ -10,6 +10,7 @@ import pytest
 from qjax import metrics, ranges, rounding
 from qjax.formats import E2M1, E4M3, NF4, Int
 from qjax.quantization import check, dequantize, fit, outer_steps, quantize
+from qjax.ranges.reductions import ends, largest_magnitude
 from tests import draw
 
 
@@ -121,3 +122,11 @@ def test_logit_metrics():
     np.testing.assert_allclose(metrics.top1_flips(q, p), np.mean(q.argmax(-1) != p.argmax(-1)))
     masked = p.at[:, 0].set(-jnp.inf)
     assert np.isfinite(metrics.kl_divergence(masked, masked)).all()
+
+
+def test_extremes_have_the_slopes_of_a_maximum_and_a_minimum():
+    x = jnp.array([[0.5, -3.0, 2.0], [1.0, 0.25, -0.5]])
+    slope = jax.grad(lambda x: jnp.sum(largest_magnitude(x, (1,))[1]))(x)
+    np.testing.assert_array_equal(slope, [[0, -1, 0], [1, 0, 0]])
+    width = jax.grad(lambda x: jnp.sum(ends(x, (1,))[1] - ends(x, (1,))[0]))(x)
+    np.testing.assert_array_equal(width, [[0, -1, 1], [1, 0, -1]])

@@ -9,6 +9,7 @@ from experiments.settings import defaults
 
 def get_config():
     config = defaults("toy")
+    config.pictures = True
     config.model = f"{Path(__file__).parent / 'toy.py'}:load"
     config.replicates = 2
     config.recipe = {"methods": ("rtn", "gptq"), "format": ("int3_g64_affine",)}
