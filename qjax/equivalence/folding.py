@@ -94,8 +94,10 @@ def _into_up(leaves: dict[str, Any], product: Product) -> dict[str, str]:
     scale = _scale(leaves[product.down.path])
     if scale is None:
         return {}
-    if product.gate is None:
+    if not product.passes_scales:
         return {product.down.path: f"an activation lies between it and {product.up.path}"}
+    if product.gate is None and not bool(jnp.all(scale > 0)):
+        return {product.down.path: f"the activation between it and {product.up.path} lets positive scales pass only"}
     return _into_port(leaves, product.up, product.down, scale)
 
 

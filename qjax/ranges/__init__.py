@@ -6,6 +6,7 @@ gradients.
 """
 
 from qjax.ranges.analytic_clipping import aciq, bit_allocation, correction
+from qjax.ranges.branch_clips import branch_pact, clip_decay
 from qjax.ranges.divergence import entropy
 from qjax.ranges.half_wave_gaussian import half_wave, half_wave_quantize, half_wave_step
 from qjax.ranges.learned_clip import pact
@@ -27,6 +28,8 @@ __all__ = [
     "absmean",
     "aciq",
     "bit_allocation",
+    "branch_pact",
+    "clip_decay",
     "correction",
     "entropy",
     "extremes",

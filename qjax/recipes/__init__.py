@@ -41,12 +41,15 @@ from qjax.recipes.liu2024_crossquant import crossquant
 from qjax.recipes.liu2024_eora import eora
 from qjax.recipes.mean_magnitude import absmean
 from qjax.recipes.nagel2019_bias_correction import bias_correction
+from qjax.recipes.nagel2019_data_free import data_free
 from qjax.recipes.nagel2020_adaround import adaround
+from qjax.recipes.nagel2021_white_paper import white_paper
 from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
 from qjax.recipes.plain_cache import kv_cache
 from qjax.recipes.round_to_nearest import rtn
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.wang2024_bitstack import bitstack
+from qjax.recipes.wu2020_int8 import int8_workflow
 from qjax.recipes.xiao2022_smoothquant import smoothquant
 from qjax.recipes.yan2026_d2quant import d2quant
 from qjax.recipes.yao2022_zeroquant import w8a8
@@ -71,6 +74,7 @@ __all__ = [
     "cbq",
     "crossquant",
     "d2quant",
+    "data_free",
     "decoupleq",
     "eora",
     "flexround",
@@ -84,6 +88,7 @@ __all__ = [
     "gptqt",
     "hqq",
     "int8_with_float_outliers",
+    "int8_workflow",
     "kv_cache",
     "llm_mq",
     "loftq",
@@ -111,4 +116,5 @@ __all__ = [
     "twn",
     "unsloth_dynamic",
     "w8a8",
+    "white_paper",
 ]

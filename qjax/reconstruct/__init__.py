@@ -7,6 +7,7 @@ from qjax.reconstruct.adaquant import AdaQuant
 from qjax.reconstruct.adaround import AdaRound
 from qjax.reconstruct.bounds import bounded, sign_descent
 from qjax.reconstruct.distances import distribution_distance, squared_distance, squared_distance_and_kl
+from qjax.reconstruct.distilled import distill
 from qjax.reconstruct.engine import Minimum, mean_loss, minimize
 from qjax.reconstruct.flexround import FlexRound
 from qjax.reconstruct.lora_rounding import LoRARounding
@@ -22,6 +23,7 @@ __all__ = [
     "Rule",
     "SignRound",
     "bounded",
+    "distill",
     "distribution_distance",
     "mean_loss",
     "minimize",

@@ -61,11 +61,20 @@ class Scores:
 
 @dataclass(frozen=True)
 class Product:
-    """down reads activation(gate) * up: channel scales pass from down into up, permutations into up and gate."""
+    """down reads activation(gate) * up: channel scales pass from down into up, permutations into up and gate.
 
-    gate: Port | None  # None: down reads activation(up), and only permutations pass
+    `homogeneous`: without a gate, activation(s u) = s activation(u) for s > 0, as a ReLU's, so that scales pass.
+    """
+
+    gate: Port | None  # None: down reads activation(up), and only permutations pass, scales if it is homogeneous
     up: Port
     down: Port
+    homogeneous: bool = False
+
+    @property
+    def passes_scales(self) -> bool:
+        """Whether a positive scale of down's channels may move into up."""
+        return self.gate is not None or self.homogeneous
 
 
 @dataclass(frozen=True)

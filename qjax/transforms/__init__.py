@@ -1,6 +1,7 @@
 """Methods as transforms: the contract, its combinators, the engine that runs a chain, and the transforms themselves."""
 
 from qjax.transforms.activations import act_quantize as act_quantize
+from qjax.transforms.allocating import budget as budget
 from qjax.transforms.caching import cache_quantize as cache_quantize
 from qjax.transforms.compensation import alternate as alternate
 from qjax.transforms.compensation import aser as aser
@@ -23,6 +24,7 @@ from qjax.transforms.corrections import norm_tweak as norm_tweak
 from qjax.transforms.edits import NotEquivalent as NotEquivalent
 from qjax.transforms.engine import plan as plan
 from qjax.transforms.engine import run as run
+from qjax.transforms.equalizing import equalize as equalize
 from qjax.transforms.learning import learn as learn
 from qjax.transforms.matrices import correct_with as correct_with
 from qjax.transforms.matrices import quantize_with as quantize_with

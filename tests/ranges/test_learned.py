@@ -182,3 +182,14 @@ def test_half_wave_gradients_are_the_formula(tail):
     np.testing.assert_allclose(to_x, G * np.where(X <= 0, 0, np.where(top >= X, 1, beyond)), rtol=1e-5)
     with pytest.raises(ValueError, match="tail"):
         ranges.half_wave_quantize(jnp.asarray(X), jnp.ones((1, 1)), e, "tall")
+
+
+def test_branches_are_pact_of_the_chosen_clip_under_their_own_decay():
+    """BASQ: the branch's value and gradients are PACT's, other branches stand still; Adam's L2 adds decay * clip."""
+    clips, decays = np.float32([1.0, 2.5, 4.0]), np.float32([0.5, 0.1, 0.02])
+    y, to_x, to_clips = pull(lambda x, c: ranges.branch_pact(x, c, jnp.int32(1), 3), jnp.asarray(clips))
+    step = np.float32(2.5) / np.float32(7)
+    np.testing.assert_array_equal(y, np.round(np.clip(X, 0, np.float32(2.5)) / step) * step)
+    np.testing.assert_array_equal(to_x, np.where((X >= 0) & (X < 2.5), G, 0))
+    np.testing.assert_allclose(to_clips, [0, G[X >= 2.5].sum(), 0], rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(ranges.clip_decay)(jnp.asarray(clips), jnp.asarray(decays)), decays * clips)
