@@ -2,13 +2,15 @@
 
 Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers", 2022. With
 H = XᵀX + λI and the upper U of H⁻¹ = UᵀU, row k of W [K, N] is rounded to q, e = (w_k - q) / U_kk, and every later row
-j gives up U_kj e. The rows of a block are repaired one by one, all later rows by one matrix product per block.
+j gives up U_kj e. The rows of a strip are repaired one by one, the later strips of its block by one matrix product a
+strip, all later rows by one a block.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -29,6 +31,8 @@ Order = Literal["none", "activation"]
 Precision = Literal["float32", "float64"]
 
 RETRIES = 6
+# Rows whose errors are sent one by one; few, so that what is read for each row stays in the cache.
+STRIP = 16
 
 
 class Factor(NamedTuple):
@@ -228,6 +232,7 @@ def _sweep(
 
     # Steps are positions in the sequence, filled up to whole blocks with rows of zeros that touch nothing.
     block = min(block, rows)
+    strip = math.gcd(block, STRIP)
     fill = -rows % block
     position = jnp.arange(rows + fill, dtype=jnp.int32)
     sent = [factored.upper] if carry is None else [factored.upper, -carry.repaired, -carry.original]
@@ -244,40 +249,57 @@ def _sweep(
         work, scales = state
         start = index * block
         # What the rows of this block take from all rows, for each unit of their errors (and of themselves).
-        spread = jnp.concatenate([lax.dynamic_slice_in_dim(part, start, block) for part in sent])
-        inner = lax.dynamic_slice_in_dim(spread, start, block, axis=1).T
+        spread = jnp.stack([lax.dynamic_slice_in_dim(part, start, block) for part in sent])
+        inner = lax.dynamic_slice_in_dim(spread, start, block, axis=2)
         if groups == "stale":
             opened = (opening >= start) & (opening < start + block)
             scales = group_scales.refit(scales, work[place].astype(jnp.float32), opened, fmt, range)
 
-        def fresh(known: Array, number: Array, scales: Scales) -> Scales:
-            rows_of_group = members[number]
-            current = work.at[rows_of_group].get(mode="fill", fill_value=0)
-            share = spread.at[:, rows_of_group].get(mode="fill", fill_value=0)
-            current = current - _matmul(share.T, known)
-            return group_scales.refit_one(scales, current.astype(jnp.float32), number, fmt, range)
-
-        def repair_row(i: Array, state: tuple[Array, Array, Scales]) -> tuple[Array, Array, Scales]:
+        def repair_strip(index: Array, state: tuple[Array, Array, Scales]) -> tuple[Array, Array, Scales]:
+            """A row takes from every row before it: those of earlier strips by one product for the whole strip."""
             own, known, scales = state
-            # What is known of rows from i on is still zero, so the whole column may be used.
-            row = own[i] - _matmul(inner[i], known)
-            number = group[start + i]
-            if groups == "fresh":
-                scales = lax.cond(
-                    opening[number] == start + i, partial(fresh, known, number), lambda scales: scales, scales
-                )
-            error = (row - group_scales.nearest(row, scales, number)) / pivot[start + i]
-            known = known.at[i].set(error)
-            if carry is not None:
-                known = known.at[block + i].set(row).at[2 * block + i].set(given[start + i])
-            return own.at[i].set(row), known, scales
+            first = index * strip
+            within = lax.dynamic_slice_in_dim(inner, first, strip, axis=2)
+            rows = lax.dynamic_slice_in_dim(own, first, strip) - _taken(within, known)
+            within = lax.dynamic_slice_in_dim(within, first, strip, axis=1)
+
+            def fresh(recent: Array, number: Array, scales: Scales) -> Scales:
+                rows_of_group = members[number]
+                current = work.at[rows_of_group].get(mode="fill", fill_value=0)
+                share = spread.at[:, :, rows_of_group].get(mode="fill", fill_value=0)
+                everything = lax.dynamic_update_slice_in_dim(known, recent, first, axis=1)
+                current = current - _taken(share, everything)
+                return group_scales.refit_one(scales, current.astype(jnp.float32), number, fmt, range)
+
+            def repair_row(i: Array, state: tuple[Array, Array, Scales]) -> tuple[Array, Array, Scales]:
+                rows, recent, scales = state
+                position = start + first + i
+                # What is known of rows from i on is still zero, so the whole column may be used.
+                row = rows[i] - _taken(within[:, :, i], recent)
+                number = group[position]
+                if groups == "fresh":
+                    opens = opening[number] == position
+                    scales = lax.cond(opens, partial(fresh, recent, number), lambda scales: scales, scales)
+                error = (row - group_scales.nearest(row, scales, number)) / pivot[position]
+                learned = error[None] if carry is None else jnp.stack([error, row, given[position]])
+                return rows.at[i].set(row), recent.at[:, i].set(learned), scales
+
+            started = rows, jnp.zeros((len(sent), strip, w.shape[1]), dtype), scales
+            rows, recent, scales = lax.fori_loop(jnp.int32(0), jnp.int32(strip), repair_row, started)
+            own = lax.dynamic_update_slice_in_dim(own, rows, first, 0)
+            return own, lax.dynamic_update_slice_in_dim(known, recent, first, axis=1), scales
 
         own = lax.dynamic_slice_in_dim(work, start, block)
-        started = own, jnp.zeros((len(spread), w.shape[1]), dtype), scales
-        own, known, scales = lax.fori_loop(jnp.int32(0), jnp.int32(block), repair_row, started)
-        # All is upper: earlier rows get zero, later ones their share, and the block's own rows are put back as rounded.
-        work = work - _matmul(spread.T, known)
-        return lax.dynamic_update_slice_in_dim(work, own, start, 0), scales
+        started = own, jnp.zeros((len(sent), block, w.shape[1]), dtype), scales
+        own, known, scales = lax.fori_loop(jnp.int32(0), jnp.int32(block // strip), repair_strip, started)
+
+        def repair_later(index: Array, work: Array) -> Array:
+            share = lax.dynamic_slice_in_dim(spread, index * block, block, axis=2)
+            rows = lax.dynamic_slice_in_dim(work, index * block, block) - _taken(share, known)
+            return lax.dynamic_update_slice_in_dim(work, rows, index * block, 0)
+
+        work = lax.dynamic_update_slice_in_dim(work, own, start, 0)
+        return lax.fori_loop(index + 1, blocks, repair_later, work), scales
 
     given = jnp.pad(original[factored.sequence].astype(dtype), ((0, fill), (0, 0)))
     blocks = jnp.int32((rows + fill) // block)
@@ -288,8 +310,9 @@ def _sweep(
     return encode(dataclasses.replace(scales.grid, meta=meta), repaired), repaired
 
 
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+def _taken(shares: Array, known: Array) -> Array:
+    """What rows take `[..., N]`, from shares `[parts, rows known, ...]` of what is known `[parts, rows known, N]`."""
+    return jnp.tensordot(jnp.moveaxis(shares, (0, 1), (-2, -1)), known, axes=2, precision=lax.Precision.HIGHEST)
 
 
 @partial(jax.jit, static_argnames=("fmt", "range"))
