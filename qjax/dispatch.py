@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from qjax import qarray
-from qjax.operators import packed
+from qjax.operators import grouped
 from qjax.operators.implementations import Implementation, choose
 from qjax.operators.operator import (
     NotAffine,
@@ -67,7 +67,7 @@ def matmul(x: jax.Array, op: Any, *, implementation: str | None = None, dtype: A
         return op.matmul(x, dtype=dtype, implementation=implementation)
     if isinstance(op, QArray):
         tokens = math.prod(x.shape[len(batch) : -1])
-        return choose(IMPLEMENTATIONS, op, tokens, jax.default_backend(), implementation).run(x, op, dtype)
+        return choose(IMPLEMENTATIONS, op, tokens, jax.default_backend(), implementation, x.dtype).run(x, op, dtype)
     return product(x, op, dtype)
 
 
@@ -154,11 +154,11 @@ def bits(op: Any) -> float:
     return stored_bits(op)
 
 
-def always(leaf: Any, tokens: int, platform: str) -> None:
+def always(leaf: Any, tokens: int, platform: str, dtype: Any) -> None:
     """No objection."""
 
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = (
-    packed.BYTES,
+    grouped.BYTES,
     Implementation("dequantize", always, lambda *_: True, lambda x, q, dtype: product(x, dequantize(q), dtype)),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from qjax import dispatch
 from qjax.operators.implementations import choose
@@ -58,7 +59,9 @@ def _choice(path: str, leaf: QArray | Packed, tokens: int, platform: str) -> Cho
     meta = leaf.meta if isinstance(leaf, QArray) else leaf.grid.meta
     candidates = dispatch.IMPLEMENTATIONS if isinstance(leaf, QArray) else LAYOUTS[leaf.layout].implementations
     chosen = choose(candidates, leaf, tokens, platform)
-    refused = tuple((c.name, why) for c in candidates if (why := c.refuse(leaf, tokens, platform)) is not None)
+    refused = tuple(
+        (c.name, why) for c in candidates if (why := c.refuse(leaf, tokens, platform, jnp.float32)) is not None
+    )
     blocks = "x".join("all" if b < 0 else str(b) for b in meta.block)
     layout = f", {leaf.layout}" if isinstance(leaf, Packed) else ""
     return Choice(

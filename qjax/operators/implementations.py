@@ -1,4 +1,4 @@
-"""How an implementation of matmul is described and chosen for one quantized leaf."""
+"""How an implementation of matmul, and a layout that one reads, are described and chosen for one quantized leaf."""
 
 from __future__ import annotations
 
@@ -6,25 +6,45 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from qjax.qarray import Grid, QArray
 
 
 class Implementation(NamedTuple):
     """One way to compute x @ W for a quantized leaf."""
 
     name: str
-    refuse: Callable[[Any, int, str], str | None]  # (leaf, tokens, platform) -> why it cannot run, or None
+    refuse: Callable[[Any, int, str, Any], str | None]  # (leaf, tokens, platform, dtype of x) -> why not, or None
     prefer: Callable[[Any, int, str], bool]  # (leaf, tokens, platform) -> whether it is the fast choice there
     run: Callable[[jax.Array, Any, Any], jax.Array]  # (x [batch..., tokens..., K], leaf, output dtype)
 
 
+class Layout(NamedTuple):
+    """A storage layout for codes: the kernels that read it, and how to get there and back."""
+
+    target: str
+    refuse: Callable[[QArray], str | None]  # why it cannot hold an array, or None
+    missing: Callable[[], str | None]  # why this machine lacks what it was made for, or None
+    pack: Callable[[QArray], jax.Array]
+    unpack: Callable[[jax.Array, Grid], jax.Array]
+    core: Callable[[jax.Array, Grid], tuple[int, int]]  # logical (K, N)
+    implementations: tuple[Implementation, ...]
+
+
 def choose(
-    candidates: Sequence[Implementation], leaf: Any, tokens: int, platform: str, name: str | None = None
+    candidates: Sequence[Implementation],
+    leaf: Any,
+    tokens: int,
+    platform: str,
+    name: str | None = None,
+    dtype: Any = jnp.float32,
 ) -> Implementation:
-    """The implementation called `name`, or the first preferred one, or the first that can run.
+    """For x of `dtype`: the implementation called `name`, or the first preferred one, or the first that can run.
 
     Raises ValueError when `name` is unknown or cannot run, ExceptionGroup when nothing can.
     """
-    refusals = {c.name: c.refuse(leaf, tokens, platform) for c in candidates}
+    refusals = {c.name: c.refuse(leaf, tokens, platform, dtype) for c in candidates}
     if name is not None:
         if name not in refusals:
             raise ValueError(

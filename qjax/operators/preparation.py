@@ -12,10 +12,11 @@ from qjax.qarray import QArray
 
 
 def prepare(tree: Any, target: str = "cpu") -> Any:
-    """tree with every QArray that a layout of `target` fits replaced by a Packed.
+    """tree with every QArray that a layout of `target` fits replaced by a Packed, in the fastest this machine can use.
 
-    The others stay (`explain` shows why). Layouts fit matrices [batch..., K, N]. Do this once, after quantization:
-    matmul never repacks. ValueError for an unknown target or when no leaf fits.
+    The others stay (`explain` shows why, and why a leaf is not in a faster layout). Layouts fit matrices
+    [batch..., K, N]. Do this once, after quantization: matmul never repacks. On cpu the first call builds a kernel if
+    there is a C++ compiler. ValueError for an unknown target or when no leaf fits.
     """
     layouts = [name for name, layout in LAYOUTS.items() if layout.target == target]
     if not layouts:
@@ -24,9 +25,10 @@ def prepare(tree: Any, target: str = "cpu") -> Any:
 
     def rearrange(leaf: Any) -> Any:
         nonlocal changed
-        fitting = [n for n in layouts if LAYOUTS[n].refuse(leaf) is None] if isinstance(leaf, QArray) else []
-        changed += bool(fitting)
-        return packed.pack(leaf, fitting[0]) if fitting else leaf
+        names = layouts if isinstance(leaf, QArray) else ()
+        fitting = next((n for n in names if LAYOUTS[n].refuse(leaf) is None and LAYOUTS[n].missing() is None), None)
+        changed += fitting is not None
+        return leaf if fitting is None else packed.pack(leaf, fitting)
 
     result = jax.tree.map(rearrange, tree, is_leaf=lambda x: isinstance(x, (QArray, Packed)))
     if not changed:

@@ -11,9 +11,10 @@ import pytest
 
 from qjax import dispatch, qarray, serialization
 from qjax.formats import BF16, E4M3, E5M2, FP16, FULL, UE5M3, Format, Int, Table
+from qjax.operators.grouped import NIBBLES
 from qjax.operators.layout import as_matrix
 from qjax.operators.maps.quantize import Quantize
-from qjax.operators.packed import NIBBLES, pack
+from qjax.operators.packed import pack
 from qjax.quantization import bits_per_weight, check, dequantize, fit, quantize, stack_groups, steps
 from qjax.solvers import gptq
 

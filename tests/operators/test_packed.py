@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +11,20 @@ import pytest
 
 from qjax import dispatch
 from qjax.formats.spelling import parse
+from qjax.kernels.cpu import nibble_words as kernel
 from qjax.operators.explanation import choices, explain
 from qjax.operators.factored import Factored
-from qjax.operators.packed import LAYOUTS, NIBBLES, Packed, pack
+from qjax.operators.grouped import NIBBLES
+from qjax.operators.implementations import Implementation, choose
+from qjax.operators.nibble_words import NAME as WORDS
+from qjax.operators.packed import LAYOUTS, Packed, pack
 from qjax.operators.preparation import prepare, unpack
 from qjax.operators.sum import Sum
 from qjax.qarray import QArray
 from qjax.quantization import dequantize, quantize
 from tests import draw
 
+needs_kernel = pytest.mark.skipif(kernel.problem() is not None, reason=str(kernel.problem()))
 FORMATS = ("int4_g64", "int4_g64_narrow_f32", "int4_g32_affine", "int3_g64_affine", "int2_g64", "int4", "int4_affine")
 
 
@@ -67,6 +74,20 @@ def test_scan_over_groups_agrees_with_dequantizing(fmt, shape):
         np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5)
 
 
+@needs_kernel
+@pytest.mark.parametrize(
+    ("fmt", "shape"),  # an axis padded to whole groups; a batch; one group an axis; float32 scales
+    [("int4_g64", (120, 32)), ("int4_g32_affine", (2, 64, 32)), ("int4", (72, 64)), ("int3_g8_affine_f32", (64, 32))],
+)
+def test_words_are_exact_and_the_compiled_kernel_agrees_with_dequantizing(fmt, shape):
+    q = quantize(weight(*shape), fmt, batch_axes=len(shape) - 2)
+    p = pack(q, WORDS)
+    assert same(unpack(p), q) and p.shape == q.shape and p.dtype == q.dtype
+    x = weight(*shape[:-2], 3, 2, shape[-2], seed=1)
+    y = dispatch.matmul(x, p, implementation="compiled")
+    np.testing.assert_allclose(y, dispatch.product(x, dequantize(q)), rtol=2e-5, atol=2e-5)
+
+
 def test_half_precision_activations_and_result_type():
     q = quantize(weight(64, 4), "int4_g64")
     x = weight(2, 64, seed=1).astype(jnp.bfloat16)
@@ -106,13 +127,61 @@ def test_prepare_reaches_into_operators_and_back():
 
 def test_packed_scans_and_indexes():
     q = quantize(weight(3, 64, 64), "int4_g64", batch_axes=1)
-    p = prepare({"w": q})["w"]
     x = weight(2, 64, seed=1)
-    y = jax.lax.scan(lambda x, op: (dispatch.matmul(x, op, implementation="groups"), None), x, p)[0]
-    z = x
-    for i in range(3):
-        z = dispatch.matmul(z, dispatch.index(p, i), implementation="groups")
-    np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-4)
+    for p, how in ((pack(q, NIBBLES), "groups"), (prepare({"w": q})["w"], None)):
+        y = jax.lax.scan(lambda x, op, how=how: (dispatch.matmul(x, op, implementation=how), None), x, p)[0]
+        z = x
+        for i in range(3):
+            z = dispatch.matmul(z, dispatch.index(p, i), implementation=how)
+        np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-4)
+
+
+@needs_kernel
+def test_compiled_kernel_maps_and_has_gradients():
+    p = pack(quantize(weight(64, 32), "int4_g32_affine"), WORDS)
+    x = weight(3, 2, 64, seed=1)
+    mapped = jax.vmap(lambda x: dispatch.matmul(x, p, implementation="compiled"))(x)
+    np.testing.assert_allclose(mapped, dispatch.matmul(x, p, implementation="dequantize"), rtol=1e-5, atol=1e-5)
+
+    def loss(x, scales, how):
+        return (dispatch.matmul(x, replace(p, grid=replace(p.grid, scales=scales)), implementation=how) ** 2).sum()
+
+    slopes = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
+    for a, b in zip(
+        *(jax.tree.leaves(slopes(x, p.grid.scales, how)) for how in ("compiled", "dequantize")), strict=True
+    ):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=2e-2, atol=1e-3)
+
+
+def test_without_a_compiler_the_scan_runs_and_explain_says_why(monkeypatch):
+    q = quantize(weight(512, 512), "int4_g64")
+    words, why = pack(q, WORDS), "no C++ compiler: install one"
+    monkeypatch.setattr(kernel, "_target", lambda: ("nothing", why))
+    p = prepare({"w": q})["w"]
+    assert p.layout == NIBBLES
+    assert f"{NIBBLES}  ->  groups; compiled: it reads {WORDS}: {why}" in explain({"w": p})
+    x = weight(1, 512, seed=1)
+    np.testing.assert_allclose(dispatch.matmul(x, p), dispatch.product(x, dequantize(q)), rtol=1e-4, atol=1e-4)
+    assert f"dequantize (dequantized whole); compiled: {why}" in explain(words)  # made on another machine
+    for leaf in (p, words):
+        with pytest.raises(ValueError, match=r"'compiled' cannot run.*no C\+\+ compiler"):
+            dispatch.matmul(x, leaf, implementation="compiled")
+    with pytest.raises(RuntimeError, match=r"no C\+\+ compiler"):
+        kernel.matmul(x[None], words.codes[None], jnp.ones((1, 8, 512)), None, kernel.Coding(8))
+
+
+@needs_kernel
+def test_explain_says_why_a_leaf_is_not_in_words():
+    told = explain(prepare({"n": quantize(weight(64, 4), "int4_g64"), "K": quantize(weight(68, 32), "int4")}))
+    assert "4 outputs are no multiple of 32" in told and "groups of 68 are no multiple of 8" in told
+    p = prepare({"w": quantize(weight(64, 32), "int4_g64")})["w"]
+    assert p.layout == WORDS and choices(p)[0].implementation == "compiled"
+    assert dict(choices(p, platform="tpu")[0].refused)["compiled"] == "it is built for cpu, not tpu"
+    candidates = LAYOUTS[WORDS].implementations
+    with pytest.raises(ValueError, match="x is float64"):
+        choose(candidates, p, 1, "cpu", "compiled", jnp.float64)
+    assert choose(candidates, p, 1, "cpu", None, jnp.float64).name == "dequantize"
 
 
 def test_temporary_memory_is_a_small_part_of_the_float_weight():
@@ -141,8 +210,6 @@ def test_named_implementations_run_or_raise():
 
 
 def test_all_implementations_refusing_is_an_exception_group():
-    from qjax.operators.implementations import Implementation, choose
-
     candidates = [Implementation(n, lambda *_: "no", lambda *_: True, lambda x, q, d: x) for n in ("one", "two")]
     with pytest.raises(ExceptionGroup, match="no implementation runs") as info:
         choose(candidates, quantize(weight(64, 4), "int8"), 1, "cpu")

@@ -1,0 +1,1 @@
+"""Matmul kernels in C++ for the CPU, one source each, built on first use with the system's compiler."""

@@ -1,0 +1,329 @@
+// y [B, M, N] = x [B, M, K] @ W [B, K, N], four-bit W under scales of groups along K, all in float32.
+//
+// words  uint32 [B, N / 32, K / 8, 32]: word (t, r, c) holds the nibbles of rows 8 r .. 8 r + 7 of column 32 t + c, the
+//        first in its lowest four bits. One vector load brings eight rows of as many columns as there are lanes.
+// scale  float32 or bfloat16 [B, G, N]; offset float32 [B, G, N], or empty where `kind` is NONE.
+//        With code = nibble - center a weight is scale * code, scale * (code - offset) or scale * code + offset.
+//
+// The arithmetic is written once, on vectors of LANES floats. This file includes itself once for each instruction set
+// (vectors of four everywhere, AVX2, AVX-512) and the handler picks by what the processor has.
+
+#ifndef LANES
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+constexpr int64_t TILE = 32;     // columns of a tile
+constexpr int64_t ROWS = 8;      // rows of K in a word
+constexpr int64_t DEPTH = 128;   // rows of K whose floats are in the first cache at a time
+constexpr int64_t TOKENS = 48;   // rows of x that share them
+
+enum Offset { NONE = 0, ZERO = 1, MINIMUM = 2 };
+
+struct Problem {  // one entry of the batch
+  const float* x;
+  const uint32_t* words;
+  const void* scale;
+  const float* offset;
+  float* y;
+  int64_t M, K, N, group;
+  float center;
+  bool half_scale;  // bfloat16
+  Offset kind;
+};
+
+using Kernel = void (*)(const Problem&, int64_t tile, int64_t first, int64_t last);  // rows first .. last of x
+
+}  // namespace
+
+#define LANES 4
+#define ISA portable
+#include "nibble_words.cc"
+#undef LANES
+#undef ISA
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define LANES 8
+#define ISA avx2
+#include "nibble_words.cc"
+#undef LANES
+#undef ISA
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#endif
+#define LANES 16
+#define ISA avx512
+#include "nibble_words.cc"
+#undef LANES
+#undef ISA
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif  // __x86_64__
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+Kernel find(std::string_view isa) {  // nullptr: not on this processor
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (has_avx512 && (isa == "best" || isa == "avx512")) return avx512::run;
+  if (has_avx2 && (isa == "best" || isa == "avx2")) return avx2::run;
+#endif
+  return isa == "best" || isa == "portable" ? portable::run : nullptr;
+}
+
+// Calls piece(0 .. pieces - 1) on the pool and here. Whoever comes takes the next piece; the caller waits only for
+// pieces that somebody has begun, so tasks that never get a thread cannot hold it up.
+template <class Piece>
+void spread(ffi::ThreadPool& pool, int64_t helpers, int64_t pieces, Piece piece) {
+  struct State {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto state = std::make_shared<State>();
+  auto work = [state, pieces, piece] {
+    for (int64_t i; (i = state->next.fetch_add(1)) < pieces;) {
+      piece(i);
+      state->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  for (int64_t i = 0; i < std::min(helpers, pieces - 1); ++i) pool.Schedule([work] { work(); });
+  work();
+  while (state->done.load(std::memory_order_acquire) < pieces) std::this_thread::yield();
+}
+
+ffi::Error Matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::U32> words, ffi::AnyBuffer scale,
+                  ffi::Buffer<ffi::F32> offset, ffi::ResultBuffer<ffi::F32> y, float center, int64_t kind,
+                  std::string_view isa) {
+  auto xs = x.dimensions(), ws = words.dimensions(), ss = scale.dimensions(), os = offset.dimensions();
+  if (xs.size() != 3 || ws.size() != 4 || ss.size() != 3) return ffi::Error::InvalidArgument("ranks must be 3, 4, 3");
+  const int64_t B = xs[0], M = xs[1], K = xs[2], N = ws[1] * TILE, G = ss[1];
+  if (ws[0] != B || ws[2] * ROWS != K || ws[3] != TILE || ss[0] != B || ss[2] != N || G < 1 || K % (G * ROWS) ||
+      kind < NONE || kind > MINIMUM || (kind != NONE && (os.size() != 3 || os[0] != B || os[1] != G || os[2] != N)))
+    return ffi::Error::InvalidArgument("shapes of x, words, scale and offset do not fit each other");
+  const bool half_scale = scale.element_type() == ffi::BF16;
+  if (!half_scale && scale.element_type() != ffi::F32)
+    return ffi::Error::InvalidArgument("scales are float32 or bfloat16");
+  const Kernel run = find(isa);
+  if (run == nullptr) return ffi::Error::InvalidArgument("this processor lacks " + std::string(isa));
+
+  const Problem all{x.typed_data(), words.typed_data(), scale.untyped_data(), offset.typed_data(), y->typed_data(), M,
+                    K,              N,                  K / G,                center,              half_scale,
+                    Offset(kind)};
+  const int64_t tiles = N / TILE, cuts = (M + TOKENS - 1) / TOKENS;
+  auto piece = [=](int64_t i) {
+    const int64_t b = i / (cuts * tiles), cut = i / tiles % cuts, tile = i % tiles;
+    Problem one = all;
+    one.x += b * M * K;
+    one.words += b * tiles * (K / ROWS) * TILE;
+    one.scale = static_cast<const char*>(all.scale) + b * G * N * (half_scale ? 2 : 4);
+    if (kind != NONE) one.offset += b * G * N;
+    one.y += b * M * N;
+    run(one, tile, cut * TOKENS, std::min(M, (cut + 1) * TOKENS));
+  };
+  const int64_t pieces = B * cuts * tiles;
+  const bool small = double(B) * M * K * N < 1 << 18;  // waking a thread costs more
+  spread(pool, small ? 0 : pool.num_threads() - 1, pieces, piece);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(QjaxNibbleWords, Matmul,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::U32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("center")
+                                  .Attr<int64_t>("kind")
+                                  .Attr<std::string_view>("isa"));
+
+#else  // ---- once for each instruction set
+
+namespace {
+namespace ISA {
+
+constexpr int VECTORS = TILE / LANES;
+constexpr int WIDE = VECTORS < 2 ? VECTORS : 2;  // vectors of columns in the registers of a block of rows
+constexpr int TALL = LANES == 16 ? 12 : 6;       // rows of such a block
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
+template <class V>
+inline __attribute__((always_inline)) V load(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline __attribute__((always_inline)) void store(float* p, floats v) { std::memcpy(p, &v, sizeof v); }
+
+inline __attribute__((always_inline)) floats scales(const Problem& p, int64_t at) {
+  if (!p.half_scale) return load<floats>(static_cast<const float*>(p.scale) + at);
+  return (floats)(__builtin_convertvector(load<halves>(static_cast<const uint16_t*>(p.scale) + at), bits) << 16);
+}
+
+// The code of one row in every lane. Its nibble, moved to bit 12 or 16, becomes the last digit of 2^11 or of 2^7 by an
+// exponent put in front; subtracting that power and the center is exact. Cheaper than shifting and converting each.
+template <int ROW>
+inline __attribute__((always_inline)) floats code(bits word, floats from_12, floats from_16) {
+  constexpr int left[ROWS] = {12, 12, 4, 0, 0, 0, 0, 0}, right[ROWS] = {0, 0, 0, 0, 0, 8, 8, 12};
+  constexpr bool at_12 = ROW == 0 || ROW == 2 || ROW == 3 || ROW == 5;
+  word = word << left[ROW] >> right[ROW];
+  return at_12 ? (floats)((word & 0xF000) | 0x45000000) - from_12 : (floats)((word & 0xF0000) | 0x43000000) - from_16;
+}
+
+template <class Do, int... ROW>
+inline __attribute__((always_inline)) void each(Do&& apply, std::integer_sequence<int, ROW...>) {
+  (apply(std::integral_constant<int, ROW>()), ...);
+}
+
+// One row of x: codes go from the word to the sum without touching memory; scale and offset come once a group.
+template <int KIND>
+void one_row(const Problem& p, int64_t tile, int64_t row) {
+  constexpr int SOME = VECTORS < 4 ? VECTORS : 4;
+  const float* x = p.x + row * p.K;
+  const floats from_12 = floats{} + (2048 + p.center), from_16 = floats{} + (128 + p.center);
+  for (int v0 = 0; v0 < VECTORS; v0 += SOME) {
+    const int64_t column = tile * TILE + v0 * LANES;
+    const uint32_t* words = p.words + tile * (p.K / ROWS) * TILE + v0 * LANES;
+    floats total[SOME] = {};
+    for (int64_t g = 0; g < p.K / p.group; ++g) {
+      floats sum[SOME] = {};
+      float x_sum = 0;
+      for (int64_t k = g * p.group; k < (g + 1) * p.group; k += ROWS) {
+        bits word[SOME];
+        for (int v = 0; v < SOME; ++v) word[v] = load<bits>(words + k / ROWS * TILE + v * LANES);
+        each([&](auto j) __attribute__((always_inline)) {
+          const floats xj = floats{} + x[k + j];
+          for (int v = 0; v < SOME; ++v) sum[v] += xj * code<j>(word[v], from_12, from_16);
+          if (KIND != NONE) x_sum += x[k + j];
+        }, std::make_integer_sequence<int, ROWS>());
+      }
+      for (int v = 0; v < SOME; ++v) {
+        const int64_t at = g * p.N + column + v * LANES;
+        if (KIND == NONE) total[v] += sum[v] * scales(p, at);
+        if (KIND == ZERO) total[v] += (sum[v] - x_sum * load<floats>(p.offset + at)) * scales(p, at);
+        if (KIND == MINIMUM) total[v] += sum[v] * scales(p, at) + x_sum * load<floats>(p.offset + at);
+      }
+    }
+    for (int v = 0; v < SOME; ++v) store(p.y + row * p.N + column + v * LANES, total[v]);
+  }
+}
+
+// Rows k .. k + depth of the tile as floats [depth, TILE], the very numbers that dequantizing gives.
+template <int KIND>
+void decode(const Problem& p, int64_t tile, int64_t k, int64_t depth, float* out) {
+  const floats from_12 = floats{} + (2048 + p.center), from_16 = floats{} + (128 + p.center);
+  const uint32_t* words = p.words + (tile * (p.K / ROWS) + k / ROWS) * TILE;
+  for (int v = 0; v < VECTORS; ++v) {
+    floats scale = {}, offset = {};
+    int64_t next = 0;  // the row where the next group begins
+    for (int64_t i = 0; i < depth; i += ROWS) {
+      if (k + i >= next) {
+        const int64_t g = (k + i) / p.group, at = g * p.N + tile * TILE + v * LANES;
+        scale = scales(p, at);
+        if (KIND != NONE) offset = load<floats>(p.offset + at);
+        next = (g + 1) * p.group;
+      }
+      const bits word = load<bits>(words + i / ROWS * TILE + v * LANES);
+      each([&](auto j) __attribute__((always_inline)) {
+        floats w = code<j>(word, from_12, from_16);
+        if (KIND == ZERO) w -= offset;
+        w *= scale;
+        if (KIND == MINIMUM) w += offset;
+        store(out + (i + j) * TILE + v * LANES, w);
+      }, std::make_integer_sequence<int, ROWS>());
+    }
+  }
+}
+
+// y [COUNT, TILE] += x [COUNT, depth] @ w [depth, TILE], the sums of WIDE vectors of columns in registers.
+template <int COUNT>
+void block(const float* x, int64_t x_stride, const float* w, int64_t depth, float* y, int64_t y_stride) {
+  for (int v0 = 0; v0 < VECTORS; v0 += WIDE) {
+    floats sum[COUNT][WIDE] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+      floats row[WIDE];
+#pragma GCC unroll 2
+      for (int v = 0; v < WIDE; ++v) row[v] = load<floats>(w + k * TILE + (v0 + v) * LANES);
+#pragma GCC unroll 12
+      for (int i = 0; i < COUNT; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < WIDE; ++v) sum[i][v] += x[i * x_stride + k] * row[v];
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < COUNT; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < WIDE; ++v) {
+        float* at = y + i * y_stride + (v0 + v) * LANES;
+        store(at, load<floats>(at) + sum[i][v]);
+      }
+  }
+}
+
+template <int COUNT>
+void blocks(int count, const float* x, int64_t x_stride, const float* w, int64_t depth, float* y, int64_t y_stride) {
+  if (count == COUNT) return block<COUNT>(x, x_stride, w, depth, y, y_stride);
+  if constexpr (COUNT > 1) blocks<COUNT - 1>(count, x, x_stride, w, depth, y, y_stride);
+}
+
+template <int KIND>
+void rows(const Problem& p, int64_t tile, int64_t first, int64_t last) {
+  if (last - first == 1) return one_row<KIND>(p, tile, first);
+  alignas(64) float w[DEPTH * TILE];
+  float* y = p.y + tile * TILE;
+  for (int64_t m = first; m < last; ++m) std::memset(y + m * p.N, 0, TILE * sizeof(float));
+  for (int64_t k = 0; k < p.K; k += DEPTH) {
+    const int64_t depth = std::min(DEPTH, p.K - k);
+    decode<KIND>(p, tile, k, depth, w);
+    int64_t parts = (last - first + TALL - 1) / TALL;  // as even as they can be
+    for (int64_t m = first; m < last; --parts) {
+      const int64_t count = (last - m + parts - 1) / parts;
+      blocks<TALL>(int(count), p.x + m * p.K + k, p.K, w, depth, y + m * p.N, p.N);
+      m += count;
+    }
+  }
+}
+
+void run(const Problem& p, int64_t tile, int64_t first, int64_t last) {
+  static constexpr Kernel all[] = {rows<NONE>, rows<ZERO>, rows<MINIMUM>};
+  all[p.kind](p, tile, first, last);
+}
+
+}  // namespace ISA
+}  // namespace
+
+#endif
