@@ -64,7 +64,7 @@ def run_compiled(x: jax.Array, packed: Any, dtype: Any) -> jax.Array:
     flat = x.reshape(math.prod(lead), math.prod(x.shape[len(lead) : -1]), x.shape[-1])
     flat = jnp.pad(flat, [(0, 0), (0, 0), (0, meta.padding[0])])
     words = words.reshape(-1, tiles, rows, kernel.TILE)
-    y = kernel.matmul(flat, words, whole(scale), whole(offset), coding(meta))
+    y: jax.Array = kernel.matmul(flat, words, whole(scale), whole(offset), coding(meta))
     return y.reshape(*x.shape[:-1], N).astype(x.dtype if dtype is None else dtype)
 
 

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("hatchling")  # an environment of one oracle builds nothing
 
 ROOT = pathlib.Path(__file__).parents[2]
+SOURCES = (".py", ".cc")
 
 
 def run(*command: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
@@ -29,9 +30,10 @@ def build(source: pathlib.Path, target: str, folder: pathlib.Path) -> pathlib.Pa
 
 
 def sources() -> set[str]:
-    """Every Python file of the package as it is imported, kernels under qjax/kernels."""
+    """Every source of the package, Python and C++, as it is imported, kernels under qjax/kernels."""
     own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "qjax").rglob("*.py") if "kernels" not in path.parts}
-    return own | {"qjax/" + path.relative_to(ROOT).as_posix() for path in (ROOT / "kernels").rglob("*.py")}
+    kernels = (path for path in (ROOT / "kernels").rglob("*") if path.suffix in SOURCES)
+    return own | {"qjax/" + path.relative_to(ROOT).as_posix() for path in kernels}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_kernels_is_a_relative_link():
 
 
 def test_wheel_holds_every_source_once(wheel):
-    names = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")]
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(SOURCES)]
     assert len(names) == len(set(names))
     assert set(names) == sources()
 
