@@ -1,5 +1,11 @@
-"""Files: trees of arrays, QArrays and operators saved and restored without a template."""
+"""Files: trees saved and restored without a template, and checkpoints that other runtimes open.
 
+`save` and `load` are for any tree of ours. `export` writes one of our models as another project's checkpoint; a matrix
+lies there as a `Layout` says, which is data, and a container is a few layouts and the settings that name them.
+`qjax.models.load` reads them back.
+"""
+
+from qjax.io.exporting import export
 from qjax.serialization import RecordError, load, save
 
-__all__ = ["RecordError", "load", "save"]
+__all__ = ["RecordError", "export", "load", "save"]

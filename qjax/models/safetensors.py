@@ -1,4 +1,7 @@
-"""Llama-family directories in the Hugging Face layout: config.json and safetensors, single or sharded."""
+"""Llama-family directories in the Hugging Face layout: config.json and safetensors, single or sharded.
+
+What a quantized matrix's tensors mean its container says (`qjax.io.containers`).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
-from safetensors import SafetensorError, safe_open
+import numpy as np
 
+from qjax.io import layout
+from qjax.io.containers import schemes
+from qjax.io.tensors import INDEX, open_tensors
 from qjax.models.architecture import Architecture, llama3_rope_factors
 from qjax.models.decoder import nest
 from qjax.models.gguf import checked
@@ -35,7 +40,8 @@ LAYER = {
 GLOBAL = {"model.embed_tokens.weight": "embed", "model.norm.weight": "norm/scale", "lm_head.weight": "head"}
 # Written by old versions of transformers; computed here.
 DERIVED = "rotary_emb.inv_freq"
-FLOATS = ("F32", "F16", "BF16")
+FLOATS = ("float32", "float16", "bfloat16")
+TO_HF = {ours: theirs for theirs, ours in (LAYER | GLOBAL).items()}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -43,16 +49,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it does not describe a float Llama-family model.
+        ValueError: if it does not describe a Llama-family model.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json, so it is not a model folder")
     config = json.loads(path.read_text())
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no settings but {type(config).__name__}")
     if config.get("model_type") != "llama":
         raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, only 'llama' can be read")
-    if "quantization_config" in config:
-        raise ValueError(f"{path} describes quantized weights, which this loader does not decode")
     return config
 
 
@@ -88,35 +94,104 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
     )
 
 
-def read_parameters(folder: Path, arch: Architecture) -> dict[str, Any]:
-    """All parameters as float32 arrays in the decoder's tree; files are memory-mapped, one tensor is read at a time.
+def write_config(arch: Architecture) -> dict[str, Any]:
+    """The config.json of an architecture: what `read_architecture` reads back.
+
+    Raises:
+        ValueError: RoPE divisors, or biases, that a Llama configuration has no keys for.
+    """
+    if arch.qkv_bias != arch.o_bias:
+        raise ValueError(
+            "a Llama config.json has one key for the biases of q, k, v and o: they all have one or none has"
+        )
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": arch.vocab,
+        "hidden_size": arch.width,
+        "num_hidden_layers": arch.layers,
+        "num_attention_heads": arch.heads,
+        "num_key_value_heads": arch.kv_heads,
+        "head_dim": arch.head_dim,
+        "intermediate_size": arch.ffn,
+        "hidden_act": "silu",
+        "rms_norm_eps": arch.eps,
+        "rope_theta": arch.theta,
+        "rope_scaling": _rope_scaling(arch),
+        "tie_word_embeddings": arch.tied,
+        "attention_bias": arch.qkv_bias,
+        "mlp_bias": arch.ffn_bias,
+        "max_position_embeddings": arch.context,
+    }
+
+
+def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+    """All parameters in the decoder's tree; files are memory-mapped, one tensor is read at a time.
+
+    Floats become float32 arrays; matrices that `quantization_config` names become `QArray`s [inputs, outputs] with the
+    codes, scales and zero points of the file, `Pre(Quantize, q)` where it says that inputs are rounded too, and
+    `Columns` where it reorders inputs.
 
     Raises:
         FileNotFoundError: for a missing file or shard.
-        ValueError: for tensors that are missing, unknown, of another shape or type, naming them.
+        ValueError: for tensors that are missing, unknown, of another shape or type, naming them; and for a
+            `quantization_config` that is unknown.
     """
-    leaves: dict[str, Array] = {}
-    for file in _files(folder):
-        try:
-            with safe_open(file, framework="flax") as shard:
-                for name in shard.keys():  # noqa: SIM118 - not a dict
-                    path = _path(name, arch)
-                    if path is None:
-                        continue
-                    kind = shard.get_slice(name).get_dtype()
-                    if kind not in FLOATS:
-                        raise ValueError(f"{file}: {name} is {kind}, only {', '.join(FLOATS)} can be read")
-                    w = shard.get_tensor(name).astype(jnp.float32)
-                    leaves[path] = w.T if w.ndim == 2 and path != "embed" else w
-        except SafetensorError as error:
-            raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
+    scheme, leaves = schemes(config.get("quantization_config")), {}
+    modules: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in _tensors(folder).items():
+        module, _, suffix = name.rpartition(".")
+        if suffix != "bias" and _linear(module) and scheme(module) is not None:
+            modules.setdefault(module, {})[suffix] = tensor
+            continue
+        path = _path(name, arch)
+        if path is None:
+            continue
+        if tensor.dtype.name not in FLOATS:
+            raise ValueError(f"{folder}: {name} is {tensor.dtype.name}, only {', '.join(FLOATS)} can be read as floats")
+        w = jnp.asarray(tensor).astype(jnp.float32)
+        leaves[path] = w.T if w.ndim == 2 and path != "embed" else w
+    for module, tensors in modules.items():
+        path, found = _path(f"{module}.weight", arch), scheme(module)
+        if path is None or found is None:
+            continue
+        if path not in arch.shapes:
+            raise ValueError(f"the checkpoint has a quantized {module}, the architecture has no {path}")
+        inputs, outputs = arch.shapes[path]
+        leaves[path] = layout.read(module, tensors, found, (inputs, outputs))
     return nest(checked(leaves, arch))
 
 
+def hf_name(path: str) -> str:
+    """The Hugging Face name of one of our parameters.
+
+    >>> hf_name("layers/3/attn/q"), hf_name("embed")
+    ('model.layers.3.self_attn.q_proj.weight', 'model.embed_tokens.weight')
+    """
+    if not path.startswith("layers/"):
+        return TO_HF[path]
+    _, layer, local = path.split("/", 2)
+    return f"model.layers.{layer}.{TO_HF[local]}"
+
+
+def _tensors(folder: Path) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for file in _files(folder):
+        found = open_tensors(file)
+        if twice := sorted(set(found) & set(tensors)):
+            raise ValueError(f"{file}: {twice[0]} is in another shard too")
+        tensors.update(found)
+    return tensors
+
+
 def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        where = json.loads(index.read_text())
+        names = where.get("weight_map") if isinstance(where, dict) else None
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError(f"{index} has no weight_map of file names")
+        names = sorted(set(names.values()))
     else:
         names = ["model.safetensors"]
     files = []
@@ -127,6 +202,11 @@ def _files(folder: Path) -> list[Path]:
             raise FileNotFoundError(f"{folder} lacks {name}")
         files.append(folder / name)
     return files
+
+
+def _linear(module: str) -> bool:
+    """Whether a module is one that settings call linear."""
+    return module.endswith("_proj") or module == "lm_head"
 
 
 def _path(name: str, arch: Architecture) -> str | None:
@@ -152,3 +232,24 @@ def _rope_factors(rope: dict[str, Any], head_dim: int, theta: float) -> tuple[fl
         original = int(rope["original_max_position_embeddings"])
         return llama3_rope_factors(head_dim, theta, float(rope["factor"]), low, high, original)
     raise ValueError(f"RoPE scaling {kind!r} is not supported")
+
+
+def _rope_scaling(arch: Architecture) -> dict[str, Any] | None:
+    """The inverse of `_rope_factors`: the divisors say which rule made them, if one did."""
+    if arch.rope_factors is None:
+        return None
+    factor = max(arch.rope_factors)
+    options = (
+        {"rope_type": "linear", "factor": factor},
+        {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    )
+    for option in options:
+        if _rope_factors(option, arch.head_dim, arch.theta) == arch.rope_factors:
+            return option
+    raise ValueError(f"rope_factors {arch.rope_factors} are neither one number nor those of Llama 3.1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,14 @@ class Tokenizer:
     def decode(self, ids: Iterable[int] | Any, special: bool = True) -> str:
         """Text of a sequence of ids; `special=False` leaves special tokens out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not special)
+
+    def write(self, folder: str | Path) -> None:
+        """tokenizer.json and tokenizer_config.json into a folder, as Hugging Face lays them out."""
+        self.backend.save(str(Path(folder) / "tokenizer.json"))
+        ids = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
+        config = {f"{name}_token": self.backend.id_to_token(i) for name, i in ids.items() if i is not None}
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
 def from_gguf(reader: GGUFReader) -> Tokenizer:

@@ -1,0 +1,153 @@
+"""Export: quantized parameters of one of our models as a checkpoint that other runtimes open."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qjax.dispatch import is_operator
+from qjax.io import layout as layouts
+from qjax.io.atomic import atomically
+from qjax.io.container import Container, Stored
+from qjax.io.containers import CONTAINERS
+from qjax.io.tensors import SHARD, write_tensors
+from qjax.models.decoder import Decoder, unstack_layers
+from qjax.models.gguf import checked
+from qjax.models.safetensors import hf_name, write_config
+from qjax.models.tokenizer import Tokenizer
+from qjax.qarray import QArray
+from qjax.trace.paths import leaves_with_paths
+
+FLOATS = ("float32", "bfloat16", "float16")
+# Runtimes fuse these into one matrix, with one global scale.
+FUSED = (("attn/q", "attn/k", "attn/v"), ("ffn/gate", "ffn/up"))
+
+
+def export(
+    path: str | os.PathLike[str],
+    model: Decoder,
+    qparams: Mapping[str, Any],
+    *,
+    to: str,
+    layout: str | None = None,
+    tokenizer: Tokenizer | None = None,
+    shard: int = SHARD,
+) -> None:
+    """Write a checkpoint for another runtime, all of it or nothing.
+
+    A Hugging Face folder: config.json with its `quantization_config`, safetensors, and the tokenizer's files. Every
+    number is written exactly: codes, scales and zero points are those of `qparams`, and what the container could not
+    hold so is refused. The one exception is NVFP4's tensor scale, whose reciprocal is stored. Runtimes compute the
+    weights in the model's dtype, which is written as the widest of all floats in `qparams`. Catalogue U4.
+
+    Args:
+        path: what to write; nothing may be there yet.
+        model: a `qjax.models.Decoder`; its architecture becomes the configuration.
+        qparams: its parameters, quantized kernels [inputs, outputs] in place of arrays; embedding, norms and biases
+            float. `Pre(Quantize, q)` with dynamic scales a token is kept where the container has a word for it.
+        to: "compressed-tensors".
+        layout: how matrices lie, where the container knows several ("int-quantized"); the usual one if None.
+        tokenizer: as `qjax.models.load` returns it; without one the folder holds the model alone.
+        shard: bytes of tensors in one file.
+
+    Raises:
+        FileExistsError: there is something at `path`.
+        ValueError: an unknown container, or a leaf that it cannot hold; names the leaf and the remedy.
+    """
+    if to not in CONTAINERS:
+        raise ValueError(f"to={to!r} is no container; there are {', '.join(CONTAINERS)}")
+    leaves = _leaves(model, qparams)
+    with atomically(path) as folder:
+        folder.mkdir()
+        tensors, settings, dtype = _folder(CONTAINERS[to], leaves, layout)
+        config = {**write_config(model.arch), "dtype": dtype}
+        if tokenizer is not None:
+            tokenizer.write(folder)
+            ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
+            config |= {f"{name}_token_id": i for name, i in ids.items()}
+        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": settings}, indent=2))
+        write_tensors(folder, tensors, shard)
+
+
+def _leaves(model: Decoder, qparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Every parameter by its path, checked against the architecture."""
+    params = unstack_layers(qparams) if model.scan else qparams
+    return checked(leaves_with_paths(params), model.arch)
+
+
+def _folder(
+    container: Container, leaves: Mapping[str, Any], layout: str | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    """The tensors of a folder, its `quantization_config`, and the model's dtype."""
+    if layout is not None and layout not in (names := [option.name for option in container.layouts]):
+        raise ValueError(f"layout={layout!r} is none of {container.name}: {', '.join(names)}")
+    stored: dict[str, Stored] = {}
+    plain: dict[str, Any] = {}
+    for path, node in leaves.items():
+        if is_operator(node) and not _is_matrix(path, node):
+            raise ValueError(f"{path}: {container.name} holds quantized kernels only; leave it float (qjax.dense)")
+        if is_operator(node):
+            stored[path] = container.store(path, node, layout)
+        elif str(node.dtype) in FLOATS:
+            plain[path] = node
+        else:
+            raise ValueError(f"{path} is {node.dtype}; parameters are {', '.join(FLOATS)} or quantized")
+    if not stored:
+        raise ValueError(f"no parameter is quantized, so there is nothing for {container.name} to hold")
+    dtype = _dtype(stored, plain)
+    _warn_of_fused(leaves)
+    tensors = {}
+    for path, node in leaves.items():
+        name = hf_name(path)
+        if path in stored:
+            written = layouts.write(path, *stored[path], dtype)
+            tensors |= {f"{_module(path)}.{suffix}": tensor for suffix, tensor in written.items()}
+        else:
+            w = np.asarray(node).astype(dtype)
+            tensors[name] = np.ascontiguousarray(w.T if _is_matrix(path, node) else w)
+    floats = [_module(path) for path, node in plain.items() if _is_matrix(path, node)]
+    if "head" not in leaves:
+        floats.append("lm_head")  # tied: a linear module to those who read the settings
+    settings = container.settings({_module(path): entry for path, entry in stored.items()}, floats)
+    return tensors, settings, dtype
+
+
+def _is_matrix(path: str, node: Any) -> bool:
+    """Whether a parameter is the kernel of a linear module."""
+    return node.ndim == 2 and path != "embed"
+
+
+def _module(path: str) -> str:
+    return hf_name(path).removesuffix(".weight")
+
+
+def _dtype(stored: Mapping[str, Stored], plain: Mapping[str, Any]) -> str:
+    """The dtype in which a runtime has to hold floats so that none of ours changes."""
+    found = {str(node.dtype) for node in plain.values()}
+    for leaf, _ in stored.values():
+        found |= {str(leaf.q.dtype), *(str(s.dtype) for s in leaf.q.scales)} & set(FLOATS)
+    return found.pop() if len(found) == 1 else "float32"
+
+
+def _warn_of_fused(leaves: Mapping[str, Any]) -> None:
+    """Runtimes that fuse matrices take one tensor scale for all: other values than ours unless they are equal."""
+    layers = sorted({path.rsplit("/", 2)[0] for path in leaves if path.startswith("layers/")})
+    for layer in layers:
+        for names in FUSED:
+            nodes = [leaves[f"{layer}/{name}"] for name in names]
+            scales = [q.scales[0] for q in nodes if isinstance(q, QArray) and q.scales]
+            outer = [scale.scales[0] for scale in scales if isinstance(scale, QArray)]
+            if len({float(jnp.asarray(a).item()) for a in outer if isinstance(a, Array)}) > 1:
+                warnings.warn(
+                    f"{layer}: {', '.join(names)} have tensor scales of their own; vLLM fuses them under one and would "
+                    "compute other values (transformers does not); quantize them with one scale for vLLM",
+                    stacklevel=4,
+                )
+                return

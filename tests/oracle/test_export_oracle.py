@@ -1,0 +1,142 @@
+"""What we export, opened by the programs it is for; what they write, opened by us."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+
+import qjax
+from qjax.models import Architecture, Decoder, Tokenizer, load
+from qjax.trace.paths import leaves_with_paths, replace_leaves
+
+pytestmark = pytest.mark.oracle
+
+ARCH = Architecture(vocab=50, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=128, tied=False)
+MODEL = Decoder(ARCH)
+TOKENS = np.random.default_rng(0).integers(0, 50, (2, 24))
+WORDS = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")))
+
+
+def kernels(params):
+    return [path for path, w in leaves_with_paths(params).items() if path.startswith("layers/") and w.ndim == 2]
+
+
+def quantized(formats, wrap=lambda q: q):
+    """Random parameters with every kernel of a layer quantized, the formats taken in turn; and their float values."""
+    params = MODEL.init(jax.random.key(0))
+    leaves = leaves_with_paths(params)
+    qs = {path: qjax.quantize(leaves[path], formats[i % len(formats)]) for i, path in enumerate(kernels(params))}
+    values = {path: qjax.dequantize(q) for path, q in qs.items()}
+    return replace_leaves(params, {path: wrap(q) for path, q in qs.items()}), replace_leaves(params, values)
+
+
+def their_logits(folder, **options):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(TOKENS)).logits.float().numpy()
+
+
+def error(ours, theirs):
+    return (np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(theirs, axis=-1)).max()
+
+
+@pytest.mark.parametrize(
+    ("formats", "layout", "bound"),
+    [
+        (["int4_g32"], None, 1e-4),
+        (["int4_g32_affine"], None, 1e-4),
+        (["int4"], "int-quantized", 1e-4),
+        (["int8_f32", "int3_g32", "int4_g32"], None, 1e-4),
+        (["int8", "fp8_e4m3"], None, 1e-4),
+        (["int8_g32_affine"], "int-quantized", 1e-4),
+        (["fp8_e4m3_t32x32_f32"], None, 1e-4),
+        (["mxfp4"], None, 1e-4),
+        (["mxfp8"], None, 1e-4),
+        (["nvfp4"], None, 1e-4),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else str(value),
+)
+def test_transformers_gives_our_logits(tmp_path, formats, layout, bound):
+    pytest.importorskip("compressed_tensors")
+    qparams, values = quantized(formats)
+    qjax.io.export(tmp_path / "m", MODEL, qparams, to="compressed-tensors", layout=layout, tokenizer=WORDS)
+    options = {}
+    # Unless told to, it expects packed zeros unpacked, and holds FP4 and MX weights in bfloat16 whatever the model's.
+    if layout is None and formats[0] in ("int4_g32_affine", "mxfp4", "mxfp8", "nvfp4"):
+        from transformers import CompressedTensorsConfig
+
+        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    theirs = their_logits(tmp_path / "m", **options)
+    if formats == ["nvfp4"]:  # their decompression of NVFP4 ends in bfloat16, whatever the model's dtype
+        values = jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(jnp.float32) if w.ndim == 2 else w, values)
+        params = MODEL.init(jax.random.key(0))
+        values = {**values, "embed": params["embed"], "head": params["head"]}
+    ours = np.asarray(MODEL(values, jnp.asarray(TOKENS)))
+    print(f"\n{formats}: relative error at most {error(ours, theirs):.1e} per token")
+    assert error(ours, theirs) < bound
+
+
+@pytest.mark.parametrize(("weights", "inputs"), [("int8", "int8_token_f32"), ("fp8_e4m3", "fp8_e4m3_token_f32")])
+def test_transformers_rounds_inputs_as_we_do(tmp_path, weights, inputs):
+    pytest.importorskip("compressed_tensors")
+    qparams, _ = quantized([weights], lambda q: qjax.Pre(qjax.operators.Quantize.dynamic(inputs), q))
+    qjax.io.export(tmp_path / "m", MODEL, qparams, to="compressed-tensors", tokenizer=WORDS)
+    theirs = their_logits(tmp_path / "m")
+    _, again, _ = load(tmp_path / "m")
+    ours = np.asarray(qjax.quantized(MODEL)(again, jnp.asarray(TOKENS)))
+    # An input at a tie of the rounding may fall either way by its last bit, and what follows with it: not half of all.
+    errors = np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    print(f"\n{weights} on {inputs}: relative error {np.median(errors):.1e} in the median, {errors.max():.1e} at most")
+    assert np.median(errors) < 1e-5 and errors.max() < 0.1
+
+
+SCHEMES = ["W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_llmcompressor_folders_are_read_exactly(tmp_path, scheme):
+    """A model that `oneshot` quantizes: our values are those of its own decompression, in float32 bit for bit."""
+    torch = pytest.importorskip("torch")
+    llmcompressor = pytest.importorskip("llmcompressor")
+    from compressed_tensors.compressors import BaseCompressor
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from safetensors import safe_open
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "f")
+    WORDS.write(tmp_path / "f")
+    recipe = QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"])
+    model = llmcompressor.oneshot(model=str(tmp_path / "f"), recipe=recipe, output_dir=str(tmp_path / "m"))
+    _, params, _ = load(tmp_path / "m")
+    form = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]["format"]
+    with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    ours = leaves_with_paths(params)
+    names = {"attn/q": "self_attn.q_proj", "attn/k": "self_attn.k_proj", "ffn/down": "mlp.down_proj"}
+    for path, name in names.items():
+        module = model.get_submodule(f"model.layers.0.{name}")
+        prefix = f"model.layers.0.{name}."
+        local = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        done = BaseCompressor.get_value_from_registry(form).decompress(local, module.quantization_scheme)
+        theirs = done["weight"].float().numpy().T
+        leaf = ours[f"layers/0/{path}"]
+        leaf = leaf.op if isinstance(leaf, qjax.Pre) else leaf
+        values = qjax.dequantize(leaf)
+        if done["weight"].dtype == torch.bfloat16:
+            values = values.astype(jnp.bfloat16).astype(jnp.float32)
+        if scheme == "NVFP4A16":  # it divides by what we multiply with the reciprocal of
+            np.testing.assert_allclose(values, theirs, rtol=2**-7)
+            assert np.mean(np.asarray(values) == theirs) > 0.999
+        else:
+            np.testing.assert_array_equal(values, theirs)
