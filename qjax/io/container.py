@@ -52,6 +52,34 @@ class Container(NamedTuple):
         return Stored(leaf, self.choose(path, leaf, fitting))
 
 
+def unrounded(path: str, leaf: Leaf, fitting: list[Layout]) -> Layout:
+    """`choose` of a container of weights alone."""
+    if leaf.activations is not None:
+        raise ValueError(
+            f"{path}: its input is rounded to {leaf.activations.name}, of which {fitting[0].name} says nothing; "
+            'use to="compressed-tensors"'
+        )
+    return fitting[0]
+
+
+def same_everywhere(container: str, stored: Mapping[str, Stored]) -> tuple[int, int]:
+    """Bits and group size (-1 for a channel), where a container has one of each for the whole model.
+
+    Raises:
+        ValueError: modules differ; names two.
+    """
+    found: dict[tuple[int, int], str] = {}
+    for module, (leaf, _) in stored.items():
+        found.setdefault((leaf.q.meta.element.bits, leaf.q.meta.block[0]), module)
+    if len(found) > 1:
+        (a, first), (b, second) = list(found.items())[:2]
+        raise ValueError(
+            f"{container} has one width and group for the whole model: {first} has {a}, {second} has {b} (bits, group);"
+            ' use one, or to="compressed-tensors"'
+        )
+    return next(iter(found))
+
+
 def _description(layout: Layout) -> str:
     bits = f" of {min(layout.bits)}-{max(layout.bits)} bits" if layout.bits else ""
     blocks = "/".join(layout.strategies) + (f" of {layout.group}" if layout.group else "")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qjax.io import compressed_tensors
+from qjax.io import awq, compressed_tensors, gptq
 from qjax.io.container import Container
 from qjax.io.layout import Scheme
 
-CONTAINERS: dict[str, Container] = {container.name: container for container in (compressed_tensors.CONTAINER,)}
+CONTAINERS: dict[str, Container] = {
+    container.name: container for container in (compressed_tensors.CONTAINER, gptq.CONTAINER, awq.CONTAINER)
+}
 
 
 def schemes(config: Mapping[str, Any] | None) -> Callable[[str], Scheme | None]:

@@ -325,7 +325,8 @@ def _taken_up(what: str, a: np.ndarray, tensor: Tensor, scheme: Scheme, shape: B
         "groups": (inputs,),
     }
     size, bits = sizes[tensor.part], scheme.element.bits
-    if tensor.dtype and a.dtype.name != tensor.dtype:
+    another = tensor.part == "scale" and a.dtype.name in scheme.layout.scale
+    if tensor.dtype and a.dtype.name != tensor.dtype and not another:
         raise ValueError(f"{what} is {a.dtype.name}, {scheme.layout.name} has {tensor.dtype}")
     if tensor.part == "scale" and not tensor.dtype and a.dtype.name not in scheme.layout.scale:
         raise ValueError(f"{what} is {a.dtype.name}, {scheme.layout.name} has {' or '.join(scheme.layout.scale)}")
@@ -385,7 +386,7 @@ def _assembled(module: str, parts: Mapping[str, np.ndarray], scheme: Scheme, sha
     if isinstance(e, Int):
         half = 2 ** (e.bits - 1)
         zero = parts.get("zero", np.full((1, 1), half)).T
-        if scheme.symmetric and np.all(zero == half):
+        if np.all(zero == half):  # symmetric, whatever the settings say
             codes = codes.astype(np.int16) - half
         else:
             e, offset = Int(e.bits, signed=False), jnp.asarray(np.ascontiguousarray(zero), jnp.uint8)

@@ -238,6 +238,103 @@ def rotated(w):
     return qjax.Pre(qjax.operators.Orthogonal(jnp.eye(64)), w)
 
 
+def words_of(table, bits, n, order=range(8)):
+    """Codes along the last axis of int32 words; AWQ puts code order[i] of eight at place i."""
+    codes = integers(table, bits, n)
+    if list(order) == list(range(8)):
+        return codes
+    out = np.empty_like(codes)
+    for i, place in enumerate(order):
+        out[..., place::8] = codes[..., i::8]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("to", "layout", "fmt"),
+    [("gptq", None, "int4_g32_affine_f16"), ("gptq", "gptq_v2", "int3_f16"), ("awq", None, "int4_g32_affine_f16")],
+)
+def test_gptq_and_awq_decoded_by_numpy_and_read_back(params, tmp_path, to, layout, fmt):
+    leaves = leaves_with_paths(params)
+    paths = [p for p, w in leaves.items() if w.ndim == 2 and "/" in p and p != "layers/1/attn/v"]
+    qs = {p: draw(fmt, leaves[p].shape, i) for i, p in enumerate(paths)}
+    nodes = dict(qs)
+    # A file says which group an input is in, not its place there: ascending.
+    order = np.argsort(np.random.default_rng(0).permutation(np.repeat(np.arange(3), 32)), kind="stable")
+    if layout is None and to == "gptq":  # act-order: groups of inputs that do not lie side by side
+        nodes["layers/0/ffn/down"] = qjax.Columns((qs["layers/0/ffn/down"],), jnp.asarray(order, jnp.int32))
+    tree = replace_leaves(params, nodes)
+    qjax.io.export(tmp_path / "m", MODEL, tree, to=to, layout=layout, tokenizer=WORDS)
+    tensors = open_tensors(tmp_path / "m" / "model.safetensors")
+    names = {"layers/0/ffn/down": "model.layers.0.mlp.down_proj.", "layers/1/ffn/up": "model.layers.1.mlp.up_proj."}
+    for path, name in names.items():
+        q, (inputs, outputs) = qs[path], qs[path].shape
+        bits, scales = q.meta.element.bits, tensors[name + "scales"].astype(np.float64)
+        if to == "awq":
+            table = (0, 2, 4, 6, 1, 3, 5, 7)
+            codes = words_of(tensors[name + "qweight"], bits, outputs, table)
+            zeros = words_of(tensors[name + "qzeros"], bits, outputs, table)
+            groups = np.arange(inputs) // 32
+        else:
+            codes = words_of(tensors[name + "qweight"].T, bits, inputs).T
+            zeros = words_of(tensors[name + "qzeros"], bits, outputs) + (layout is None)
+            groups = tensors[name + "g_idx"]
+        found = (codes - zeros[groups]) * scales[groups]
+        ours = np.asarray(qjax.dense(tree["layers"][path[7]]["ffn"][path.rpartition("/")[2]]))
+        np.testing.assert_array_equal(found, ours, err_msg=path)
+    again = load(tmp_path / "m")[1]
+    same(again, tree)
+
+
+def test_gptq_and_awq_refuse_what_they_cannot_hold(params, tmp_path):
+    one = {"layers/0/attn/q": draw("int4_g32_f16")}
+    zero = replace(draw("int4_g32_affine_f16"), offset=jnp.zeros((2, 64), jnp.uint8))
+    odd = replace(draw("int4_g32_affine_f32"), scales=(jnp.full((2, 64), 1 / 3, jnp.float32),))
+    rounded = qjax.Pre(Quantize.dynamic("int8_token_f32"), draw("int4_g32_f16"))
+    for to, nodes, message in (
+        ("gptq", {"layers/0/attn/q": zero}, "layers/0/attn/q.*no zero point 0.*gptq_v2"),
+        ("gptq", {**one, "layers/0/attn/k": draw("int8_f16")}, "k_proj has .*q_proj has"),
+        ("gptq", {"layers/0/attn/q": odd}, "layers/0/attn/q as scales: 0.3333.*_f16"),
+        ("gptq", {"head": draw("int3_f16", (64, 8))}, "head as qzeros: 8 codes of 3 bits do not fill words"),
+        ("awq", {"layers/0/attn/q": draw("int8_f16")}, "layers/0/attn/q: int8 .*no layout in awq"),
+        ("awq", {"layers/0/attn/q": rounded}, "layers/0/attn/q: its input is rounded"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            qjax.io.export(tmp_path / "m", MODEL, replace_leaves(params, nodes), to=to)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "marlin"}, "'marlin'"),
+        ({"quant_method": "gptq", "bits": 5, "group_size": 32}, "bits=5"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {"+:q": {"bits": 8}}}, "dynamic"),
+        ({"quant_method": "gptq", "bits": 4}, "malformed.*group_size"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv"}, "'gemv'"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 0}, "group_size=0"),
+    ],
+)
+def test_gptq_and_awq_settings_that_are_refused(small, tmp_path, config, message):
+    folder_config = json.loads((small / "config.json").read_text()) | {"quantization_config": config}
+    (tmp_path / "config.json").write_text(json.dumps(folder_config))
+    WORDS.write(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+def test_a_group_index_that_makes_no_blocks_is_refused(params, tmp_path):
+    name = "model.layers.0.self_attn.q_proj.g_idx"
+    leaves = leaves_with_paths(params)
+    kernels = [p for p, w in leaves.items() if w.ndim == 2 and "/" in p]
+    tree = replace_leaves(params, {p: draw("int4_g32_f16", leaves[p].shape) for p in kernels})
+    qjax.io.export(tmp_path / "m", MODEL, tree, to="gptq", tokenizer=WORDS)
+    tensors = {k: np.array(v) for k, v in open_tensors(tmp_path / "m" / "model.safetensors").items()}
+    tensors[name][5] = 1
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(ValueError, match="g_idx does not put 32 inputs"):
+        load(tmp_path / "m")
+
+
 REFUSED = {
     "a rotation": (lambda w: rotated(draw("int4_g32")), "qjax.fold"),
     "low rank": (lambda w: qjax.Sum((draw("int4"), qjax.Factored(w[:, :1], w[:1]))), "Sum"),
