@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from qjax.dispatch import is_operator
+from qjax.io import gguf
 from qjax.io import layout as layouts
 from qjax.io.atomic import atomically
 from qjax.io.container import Container, Stored
@@ -45,14 +46,15 @@ def export(
     A Hugging Face folder: config.json with its `quantization_config`, safetensors, and the tokenizer's files. Every
     number is written exactly: codes, scales and zero points are those of `qparams`, and what the container could not
     hold so is refused. The one exception is NVFP4's tensor scale, whose reciprocal is stored. Runtimes compute the
-    weights in the model's dtype, which is written as the widest of all floats in `qparams`. Catalogue U4.
+    weights in the model's dtype, which is written as the widest of all floats in `qparams`. Or, to "gguf", one file
+    with metadata, tokenizer and ggml's blocks (`qjax.ggml`), embedding and head among them. Catalogue U4.
 
     Args:
         path: what to write; nothing may be there yet.
         model: a `qjax.models.Decoder`; its architecture becomes the configuration.
         qparams: its parameters, quantized kernels [inputs, outputs] in place of arrays; embedding, norms and biases
             float. `Pre(Quantize, q)` with dynamic scales a token is kept where the container has a word for it.
-        to: "compressed-tensors", "gptq" or "awq".
+        to: "compressed-tensors", "gptq", "awq" or "gguf".
         layout: how matrices lie, where the container knows several ("int-quantized", "gptq_v2"); the usual if None.
         tokenizer: as `qjax.models.load` returns it; without one the folder holds the model alone.
         shard: bytes of tensors in one file.
@@ -61,9 +63,15 @@ def export(
         FileExistsError: there is something at `path`.
         ValueError: an unknown container, or a leaf that it cannot hold; names the leaf and the remedy.
     """
-    if to not in CONTAINERS:
-        raise ValueError(f"to={to!r} is no container; there are {', '.join(CONTAINERS)}")
+    if to not in (*CONTAINERS, "gguf"):
+        raise ValueError(f"to={to!r} is no container; there are {', '.join(CONTAINERS)}, gguf")
     leaves = _leaves(model, qparams)
+    if to == "gguf":
+        if layout is not None:
+            raise ValueError(f"layout={layout!r}: GGUF has one, the type of each block is that of its format")
+        with atomically(path) as file:
+            gguf.write(file, model.arch, leaves, tokenizer)
+        return
     with atomically(path) as folder:
         folder.mkdir()
         tensors, settings, dtype = _folder(CONTAINERS[to], leaves, layout)

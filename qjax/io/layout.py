@@ -278,7 +278,7 @@ def _laid_out(what: str, a: np.ndarray, tensor: Tensor, layout: Layout, bits: in
         a = np.moveaxis(np.asarray(_packed(a, bits, tensor.dtype == "int32")), -1, tensor.packed)
     elif tensor.part == "scale" and layout.strategies and a.size == 1 and "tensor" in layout.strategies:
         a, matrix = a.reshape(1), False
-    stored = _exactly(what, a, tensor.dtype)
+    stored = exactly(what, a, tensor.dtype)
     return np.ascontiguousarray(stored.T if matrix and layout.inputs_first else stored)
 
 
@@ -295,7 +295,7 @@ def _unpacked(data: np.ndarray, bits: int, n: int) -> Array:
     return unpack(from_words(stored, size) if stored.dtype == jnp.int32 else stored[..., :size], bits, n)
 
 
-def _exactly(what: str, a: np.ndarray, dtype: str) -> np.ndarray:
+def exactly(what: str, a: np.ndarray, dtype: str) -> np.ndarray:
     """The same numbers, or the same bytes of a one-byte code, in `dtype`."""
     target = np.dtype(getattr(ml_dtypes, dtype, dtype)) if dtype else a.dtype
     if a.dtype == target:

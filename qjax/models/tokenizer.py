@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from qjax.models.gguf import metadata
@@ -21,7 +21,7 @@ LLAMA3_WORDS = (
 )
 QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 # GGUF token types (the `tokenizer.ggml.token_type` array).
-CONTROL, USER_DEFINED = 3, 4
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,46 @@ def from_gguf(reader: GGUFReader) -> Tokenizer:
         backend.post_processor = processors.TemplateProcessing(single=f"{start} $A", special_tokens=[(start, bos)])
     ids = (bos, metadata(reader, "tokenizer.ggml.eos_token_id"), metadata(reader, "tokenizer.ggml.padding_token_id"))
     return Tokenizer(backend, *ids)
+
+
+def write_gguf(tokenizer: Tokenizer, writer: GGUFWriter, vocab: int) -> None:
+    """The metadata from which `from_gguf` makes the tokenizer again; ids up to `vocab` without a token are unused.
+
+    Raises:
+        ValueError: not a byte-level BPE, words cut as no name of llama.cpp says, or more tokens than `vocab`.
+    """
+    record = json.loads(tokenizer.backend.to_str())
+    splitters = ("gpt-2", "smollm", "llama-bpe", "qwen2")
+    known = [name for name in splitters if _record(words(name)) == record["pre_tokenizer"]]
+    if record["model"]["type"] != "BPE" or not known:
+        raise ValueError(
+            f"a GGUF file holds byte-level BPE with words cut as in {', '.join(splitters)}; this tokenizer is "
+            f"{record['model']['type']} with another rule; export without tokenizer="
+        )
+    ids = {i: token for token, i in tokenizer.backend.get_vocab().items()}
+    if max(ids) >= vocab:
+        raise ValueError(f"the tokenizer has an id {max(ids)}, the model a vocabulary of {vocab}")
+    added = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in record["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(known[0])
+    writer.add_token_list([ids.get(i, f"[PAD{i}]") for i in range(vocab)])
+    writer.add_token_types([added.get(i, NORMAL) if i in ids else UNUSED for i in range(vocab)])
+    merges = record["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    for i, add in (
+        (tokenizer.bos, writer.add_bos_token_id),
+        (tokenizer.eos, writer.add_eos_token_id),
+        (tokenizer.pad, writer.add_pad_token_id),
+    ):
+        if i is not None:
+            add(i)
+    writer.add_add_bos_token(tokenizer.bos is not None and tokenizer.encode("").tolist() == [tokenizer.bos])
+
+
+def _record(splitter: pre_tokenizers.PreTokenizer) -> dict[str, Any]:
+    empty = tokenizers.Tokenizer(models.BPE())
+    empty.pre_tokenizer = splitter
+    return json.loads(empty.to_str())["pre_tokenizer"]
 
 
 def words(splitter: str) -> pre_tokenizers.PreTokenizer:

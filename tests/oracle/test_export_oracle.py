@@ -98,6 +98,35 @@ def test_transformers_rounds_inputs_as_we_do(tmp_path, weights, inputs):
     assert np.median(errors) < 1e-5 and errors.max() < 0.1
 
 
+def test_transformers_opens_our_gguf(tmp_path):
+    """Its own reader of GGUF undoes the order of q and k."""
+    qparams, values = quantized(["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "int4_g32"])
+    qjax.io.export(tmp_path / "m.gguf", MODEL, qparams, to="gguf")
+    torch = pytest.importorskip("torch")
+    theirs = their_logits(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    ours = np.asarray(MODEL(values, jnp.asarray(TOKENS)))
+    print(f"\nGGUF: relative error at most {error(ours, theirs):.1e} per token")
+    assert error(ours, theirs) < 1e-4
+
+
+def test_smollm2_goes_out_as_it_came_in(tmp_path):
+    """Every tensor of the file that its authors wrote, byte for byte, and every token."""
+    from gguf import GGUFReader
+
+    from qjax.models import find
+
+    model, params, words = load(quantized=True)
+    qjax.io.export(tmp_path / "m.gguf", model, params, to="gguf", tokenizer=words)
+    given, made = GGUFReader(find()), GGUFReader(tmp_path / "m.gguf")
+    assert {t.name: t.tensor_type for t in given.tensors} == {t.name: t.tensor_type for t in made.tensors}
+    tensors = {t.name: t.data for t in made.tensors}
+    for tensor in given.tensors:
+        np.testing.assert_array_equal(tensors[tensor.name], tensor.data, err_msg=tensor.name)
+    for key in ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id"):
+        name = f"tokenizer.ggml.{key}"
+        assert made.fields[name].contents() == given.fields[name].contents(), name
+
+
 SCHEMES = ["W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4A16"]
 
 
