@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qjax.formats import FULL, Format, as_format
+from qjax.formats import FULL
 from qjax.formats.elements import E2M1, E4M3, Element
 from qjax.formats.integer import Int
+from qjax.io import inputs
 from qjax.io.container import Container, Stored
 from qjax.io.layout import Layout, Leaf, Scheme, Strategy, Tensor, strategy
 
@@ -78,19 +79,17 @@ LAYOUTS = (
     ),
 )
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
-# Inputs that both sides round alike: dynamic scales in float32, for each token or group of its channels.
-INPUTS = {("int", 8): "int8", ("float", 8): "fp8_e4m3"}
 
 
 def choose(path: str, leaf: Leaf, fitting: list[Layout]) -> Layout:
     """The layout of a leaf among those that hold it: integers are packed unless their inputs are integers too."""
     names = {layout.name: layout for layout in fitting}
-    if leaf.activations is None:
+    if leaf.rounding is None:
         return fitting[0]
-    if _activations(leaf.activations) is None:
+    if inputs.settings(leaf.rounding) is None:
         raise ValueError(
-            f"{path}: compressed-tensors does not round inputs to {leaf.activations.name}; it has int8_token_f32, "
-            "fp8_e4m3_token_f32 and, in groups, such as fp8_e4m3_g128_f32"
+            f"{path}: compressed-tensors does not round inputs to {leaf.rounding.format.name} as we do; it has the "
+            "dynamic int8_token_f32, fp8_e4m3_token_f32, fp8_e4m3_g128_f32 and the static int8_tensor, fp8_e4m3_tensor"
         )
     return names.get("int-quantized", fitting[0])
 
@@ -101,7 +100,7 @@ def settings(stored: Mapping[str, Stored], plain: list[str]) -> dict[str, Any]:
     for module, (leaf, layout) in stored.items():
         group = {
             "weights": _weights(leaf, layout),
-            "input_activations": _activations(leaf.activations),
+            "input_activations": None if leaf.rounding is None else inputs.settings(leaf.rounding),
             "output_activations": None,
             "format": layout.name,
         }
@@ -138,16 +137,6 @@ def _weights(leaf: Leaf, layout: Layout) -> dict[str, Any]:
             layout.name.partition("-")[0]
         ),
     }
-
-
-def _activations(fmt: Format | None) -> dict[str, Any] | None:
-    """The settings of a format of inputs; None for none, or for one that has none."""
-    for (kind, bits), name in INPUTS.items():
-        size = None if fmt is None or fmt.block == FULL else fmt.block
-        if fmt is not None and fmt == as_format(f"{name}_{f'g{size}' if size else 'token'}_f32"):
-            where = {"strategy": "group" if size else "token", "group_size": size}
-            return {"num_bits": bits, "type": kind, "symmetric": True, "dynamic": True, **where}
-    return None
 
 
 def schemes(config: Mapping[str, Any]) -> Callable[[str], Scheme | None]:
@@ -210,7 +199,9 @@ def _scheme(name: str, group: Mapping[str, Any], config: Mapping[str, Any]) -> S
     block = _block(where, args)
     if strategy(block) not in layout.strategies or layout.group not in (None, block[0]):
         raise ValueError(f"{where}: {form} has no blocks of {block}")
-    return Scheme(layout, element, block, bool(args.get("symmetric", True)), _input(where, group))
+    return Scheme(
+        layout, element, block, bool(args.get("symmetric", True)), inputs.parse(where, group.get("input_activations"))
+    )
 
 
 def _block(where: str, args: Mapping[str, Any]) -> tuple[int, int]:
@@ -225,21 +216,6 @@ def _block(where: str, args: Mapping[str, Any]) -> tuple[int, int]:
     if kind not in whole:
         raise ValueError(f"{where}: strategy {kind!r} with group_size {size!r} is unknown")
     return whole[kind]
-
-
-def _input(where: str, group: Mapping[str, Any]) -> Format | None:
-    args = group.get("input_activations")
-    if args is None:
-        return None
-    name, kind, size = INPUTS.get((args.get("type", "int"), args.get("num_bits", 8))), args.get("strategy"), None
-    if kind == "group" and isinstance(args.get("group_size"), int) and args["group_size"] > 0:
-        size = args["group_size"]
-    known = name is not None and (kind == "token" or size is not None)
-    if not known or args.get("dynamic") is not True or not args.get("symmetric", True):
-        raise ValueError(
-            f"{where}: input_activations {dict(args)} cannot be read, only dynamic symmetric 8 bits, by token or group"
-        )
-    return as_format(f"{name}_{f'g{size}' if size else 'token'}_f32")
 
 
 CONTAINER = Container("compressed-tensors", LAYOUTS, choose, settings, schemes)

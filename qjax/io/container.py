@@ -54,9 +54,9 @@ class Container(NamedTuple):
 
 def unrounded(path: str, leaf: Leaf, fitting: list[Layout]) -> Layout:
     """`choose` of a container of weights alone."""
-    if leaf.activations is not None:
+    if leaf.rounding is not None:
         raise ValueError(
-            f"{path}: its input is rounded to {leaf.activations.name}, of which {fitting[0].name} says nothing; "
+            f"{path}: its input is rounded to {leaf.rounding.format.name}, of which {fitting[0].name} says nothing; "
             'use to="compressed-tensors"'
         )
     return fitting[0]

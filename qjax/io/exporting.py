@@ -53,7 +53,7 @@ def export(
         path: what to write; nothing may be there yet.
         model: a `qjax.models.Decoder`; its architecture becomes the configuration.
         qparams: its parameters, quantized kernels [inputs, outputs] in place of arrays; embedding, norms and biases
-            float. `Pre(Quantize, q)` with dynamic scales a token is kept where the container has a word for it.
+            float. `Pre(Quantize, q)` is kept where the container has a word for it.
         to: "compressed-tensors", "gptq", "awq" or "gguf".
         layout: how matrices lie, where the container knows several ("int-quantized", "gptq_v2"); the usual if None.
         tokenizer: as `qjax.models.load` returns it; without one the folder holds the model alone.

@@ -19,7 +19,8 @@ from jax import Array
 from qjax import ggml
 from qjax.dispatch import is_operator
 from qjax.formats.integer import Int
-from qjax.io.layout import as_leaf, exactly
+from qjax.io.exact import exactly
+from qjax.io.layout import as_leaf
 from qjax.models.architecture import Architecture
 from qjax.models.gguf import GLOBAL, LAYER, ROPE_FACTORS
 from qjax.models.tokenizer import Tokenizer, write_gguf
@@ -84,7 +85,7 @@ def blocks(path: str, node: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
         ValueError: no type holds it; names the path and the types.
     """
     leaf = as_leaf(path, node)
-    if leaf.order is not None or leaf.activations is not None:
+    if leaf.order is not None or leaf.rounding is not None:
         raise ValueError(f"{path}: GGUF keeps neither reordered inputs nor their rounding; quantize the weight alone")
     q = _in_halves(path, leaf.q)
     try:

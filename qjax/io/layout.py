@@ -17,10 +17,12 @@ import numpy as np
 from jax import Array
 
 from qjax.blocks import grid_shape
-from qjax.formats import FULL, Format
+from qjax.formats import FULL
 from qjax.formats.elements import E4M3, Element
 from qjax.formats.integer import Int
 from qjax.formats.packing import from_words, pack, unpack, words
+from qjax.io import inputs
+from qjax.io.exact import exactly, narrowest
 from qjax.operators import Columns, Pre, Quantize
 from qjax.qarray import Meta, QArray
 
@@ -81,11 +83,11 @@ class Layout(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """A quantized matrix, the order of its inputs (None as they are), the format its input is rounded to (or None)."""
+    """A quantized matrix, the order of its inputs (None as they are), how its input is rounded (None if it is not)."""
 
     q: QArray
     order: np.ndarray | None = None
-    activations: Format | None = None
+    rounding: Quantize | None = None
 
 
 class Scheme(NamedTuple):
@@ -95,7 +97,7 @@ class Scheme(NamedTuple):
     element: Element
     block: Block
     symmetric: bool = True
-    activations: Format | None = None
+    inputs: inputs.Inputs | None = None
 
 
 def strategy(block: tuple[int, ...]) -> Strategy | None:
@@ -117,11 +119,9 @@ def as_leaf(path: str, node: Any) -> Leaf:
     Raises:
         ValueError: another operator, or a matrix with batch axes, padding or a table; names the path and the remedy.
     """
-    activations, order, inner = None, None, node
+    rounding, order, inner = None, None, node
     if isinstance(inner, Pre) and isinstance(inner.T, Quantize):
-        if inner.T.grid is not None or inner.T.range is not None:
-            raise ValueError(f"{path}: no container here holds calibrated or clipped input scales; use dynamic ones")
-        activations, inner = inner.T.format, inner.op
+        rounding, inner = inner.T, inner.op
     if isinstance(inner, Columns) and len(inner.ops) == 1:
         order = None if inner.order is None else np.asarray(inner.order)
         inner = inner.ops[0]
@@ -143,7 +143,7 @@ def as_leaf(path: str, node: Any) -> Leaf:
             f"{path}: {inner.meta.element.name} with a table or {len(inner.scales)} factors as scale has no layout; "
             "quantize with one scale a block"
         )
-    return Leaf(inner, order, activations)
+    return Leaf(inner, order, rounding)
 
 
 def fits(leaf: Leaf, layout: Layout) -> bool:
@@ -185,7 +185,7 @@ def write(path: str, leaf: Leaf, layout: Layout, dtype: str) -> dict[str, np.nda
         if tensor.part == "scale" and not tensor.dtype:
             tensor = tensor._replace(dtype=dtype)
         out[tensor.name] = _laid_out(f"{path} as {tensor.name}", a, tensor, layout, q.meta.element.bits)
-    return out
+    return out | inputs.write(path, leaf.rounding, dtype)
 
 
 def read(module: str, tensors: Mapping[str, np.ndarray], scheme: Scheme, shape: Block) -> Any:
@@ -198,10 +198,17 @@ def read(module: str, tensors: Mapping[str, np.ndarray], scheme: Scheme, shape: 
         ValueError: a tensor that is missing, unknown, of another shape or dtype, or that contradicts the settings.
     """
     layout, bits, parts = scheme.layout, scheme.element.bits, {}
+    for size, block in zip(shape, scheme.block, strict=True):
+        if block != FULL and size % block:
+            raise ValueError(f"{module}: blocks of {scheme.block} [inputs, outputs] do not divide the matrix {shape}")
     wanted = {tensor.name: tensor for tensor in layout.tensors if not (tensor.affine and scheme.symmetric)}
     if missing := sorted(set(wanted) - set(tensors)):
         raise ValueError(f"{module} lacks {', '.join(missing)}, which {layout.name} has; it has {', '.join(tensors)}")
-    if extra := sorted(set(tensors) - set(wanted)):
+    known = {*wanted, inputs.SCALE} if scheme.inputs is not None and scheme.inputs.static else set(wanted)
+    for tensor in layout.tensors:  # old writers keep the zeros of symmetric matrices, as zeros
+        if tensor.affine and scheme.symmetric and not np.any(tensors.get(tensor.name, 0)):
+            known.add(tensor.name)
+    if extra := sorted(set(tensors) - known):
         raise ValueError(f"{module} has {', '.join(extra)}, of which its settings as {layout.name} say nothing")
     for tensor in wanted.values():
         a = _taken_up(f"{module}.{tensor.name}", tensors[tensor.name], tensor, scheme, shape)
@@ -217,7 +224,7 @@ def read(module: str, tensors: Mapping[str, np.ndarray], scheme: Scheme, shape: 
         order, parts["codes"] = _sorted(module, parts["groups"], parts["codes"], scheme.block[0])
     q = _assembled(module, parts, scheme, shape)
     node: Any = q if order is None else Columns((q,), jnp.asarray(order, jnp.int32))
-    return node if scheme.activations is None else Pre(Quantize.dynamic(scheme.activations), node)
+    return node if scheme.inputs is None else Pre(inputs.read(module, scheme.inputs, tensors), node)
 
 
 def _is_affine(q: QArray) -> bool:
@@ -295,23 +302,6 @@ def _unpacked(data: np.ndarray, bits: int, n: int) -> Array:
     return unpack(from_words(stored, size) if stored.dtype == jnp.int32 else stored[..., :size], bits, n)
 
 
-def exactly(what: str, a: np.ndarray, dtype: str) -> np.ndarray:
-    """The same numbers, or the same bytes of a one-byte code, in `dtype`."""
-    target = np.dtype(getattr(ml_dtypes, dtype, dtype)) if dtype else a.dtype
-    if a.dtype == target:
-        return a
-    if a.dtype.itemsize == target.itemsize == 1 and "float8" in a.dtype.name + target.name:
-        return np.ascontiguousarray(a).view(target)
-    stored = a.astype(target)
-    same = (stored.astype(np.float64) == a.astype(np.float64)) | np.isnan(a.astype(np.float64))
-    if not np.all(same):
-        raise ValueError(
-            f"{what}: {a[~same].flat[0]} is no {dtype}, in which the file keeps it; quantize with scales of that "
-            "dtype (a format that ends in _f16, for float16)"
-        )
-    return stored
-
-
 def _taken_up(what: str, a: np.ndarray, tensor: Tensor, scheme: Scheme, shape: Block) -> np.ndarray:
     """A part in [outputs, inputs] from what the file holds, checked against the shape it must have."""
     inputs, outputs = shape
@@ -370,19 +360,10 @@ def _sorted(module: str, groups: np.ndarray, codes: np.ndarray, size: int) -> tu
     return order, codes[:, order]
 
 
-def _narrowest(scale: np.ndarray) -> np.ndarray:
-    """Float scales in the narrowest dtype that keeps them all."""
-    for dtype in (ml_dtypes.bfloat16, np.float16):
-        narrow = scale.astype(dtype)
-        if scale.dtype.itemsize > 1 and np.array_equal(narrow.astype(np.float32), scale.astype(np.float32)):
-            return narrow
-    return scale
-
-
 def _assembled(module: str, parts: Mapping[str, np.ndarray], scheme: Scheme, shape: Block) -> QArray:
     """The quantized array [inputs, outputs] of parts [outputs, inputs]."""
     e, offset = scheme.element, None
-    codes, scale = parts["codes"].T, jnp.asarray(_narrowest(np.ascontiguousarray(parts["scale"].T)))
+    codes, scale = parts["codes"].T, jnp.asarray(narrowest(np.ascontiguousarray(parts["scale"].T)))
     if isinstance(e, Int):
         half = 2 ** (e.bits - 1)
         zero = parts.get("zero", np.full((1, 1), half)).T

@@ -40,7 +40,7 @@ def load(source: str | Path | None = None, quantized: bool = False) -> tuple[Dec
         arch = gguf.read_architecture(reader)
         return Decoder(arch), gguf.read_parameters(reader, arch, quantized), tokenizer.from_gguf(reader)
     config = safetensors.read_config(path)
-    if quantized and "quantization_config" not in config:
+    if quantized and config.get("quantization_config") is None:
         raise ValueError(f"{path} holds float weights; quantized=True is for a GGUF file")
     arch = safetensors.read_architecture(config)
     if not (path / "tokenizer.json").is_file():

@@ -210,13 +210,19 @@ def test_one_kind_is_named_by_class(params, tmp_path):
     assert tensors["model.norm.weight"].dtype == ml_dtypes.bfloat16
 
 
-def test_inputs_that_are_rounded(params, tmp_path):
-    path = "layers/0/attn/q"
-    q = draw("int8")
-    node = qjax.Pre(Quantize.dynamic("int8_token_f32"), q)
-    qjax.io.export(
-        tmp_path / "m", MODEL, replace_leaves(params, {path: node}), to="compressed-tensors", tokenizer=WORDS
-    )
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda q: qjax.Pre(Quantize.dynamic("int8_token_f32"), q),
+        lambda q: qjax.Pre(Quantize.dynamic("fp8_e4m3_g32_f32"), q),
+        lambda q: qjax.Pre(Quantize.static("fp8_e4m3_tensor", -1.0, 2.0), q),
+    ],
+    ids=["token", "group", "static"],
+)
+def test_inputs_that_are_rounded(params, tmp_path, make):
+    path, q = "layers/0/attn/q", draw("int8")
+    node, kept = make(q), {path: make(q), "layers/0/attn/k": make(draw("fp8_e4m3"))}
+    qjax.io.export(tmp_path / "m", MODEL, replace_leaves(params, kept), to="compressed-tensors", tokenizer=WORDS)
     tensors = open_tensors(tmp_path / "m" / "model.safetensors")
     np.testing.assert_array_equal(tensors["model.layers.0.self_attn.q_proj.weight"], np.asarray(q.codes).T)
     same(leaves_with_paths(load(tmp_path / "m")[1])[path], node)
@@ -343,7 +349,10 @@ REFUSED = {
     "a minimum": (lambda w: qjax.quantize(w, "int4_g32_minimum"), "offset minimum"),
     "scales of scales": (lambda w: qjax.quantize(w, "int4_g32_narrow_scale_uint6_g2_f16"), "scales quantized"),
     "another activation": (lambda w: qjax.Pre(Quantize.dynamic("int8"), draw("int8")), "int8_token_f32"),
-    "static scales": (lambda w: qjax.Pre(Quantize.static("int8_tensor", -1.0, 1.0), w), "dynamic"),
+    "other static scales": (
+        lambda w: qjax.Pre(Quantize.static("int8_tensor_affine", -1.0, 1.0), draw("int8")),
+        "the static int8_tensor",
+    ),
     "integers": (lambda w: w.astype(jnp.int32), "int32"),
 }
 
@@ -395,6 +404,8 @@ HOSTILE = {
     "group": (("weights", {"group_size": 16}), None, "weight_scale has shape"),
     "symmetry": (("weights", {"symmetric": False}), None, "lacks weight_zero_point"),
     "inputs": (("input_activations", {"num_bits": 8, "dynamic": False}), None, "input_activations"),
+    "static": (("input_activations", {"strategy": "tensor", "dynamic": False}), None, "one positive input_scale"),
+    "division": (("weights", {"group_size": 40}), None, "blocks of .40, 1. .* do not divide"),
     "a missing tensor": ({}, lambda t: t.pop(Q + "weight_scale"), "lacks weight_scale"),
     "an unknown tensor": ({}, lambda t: t.update({Q + "weight_g_idx": np.zeros(64, np.int32)}), "weight_g_idx"),
     "a wrong shape": ({}, lambda t: t.update({Q + "weight_packed": t[Q + "weight_packed"][:, 1:].copy()}), "has shape"),

@@ -84,10 +84,16 @@ def test_transformers_gives_our_logits(tmp_path, formats, layout, bound):
     assert error(ours, theirs) < bound
 
 
-@pytest.mark.parametrize(("weights", "inputs"), [("int8", "int8_token_f32"), ("fp8_e4m3", "fp8_e4m3_token_f32")])
+@pytest.mark.parametrize(
+    ("weights", "inputs"),
+    [("int8", "int8_token_f32"), ("fp8_e4m3", "fp8_e4m3_token_f32"), ("fp8_e4m3", "static fp8_e4m3_tensor")],
+)
 def test_transformers_rounds_inputs_as_we_do(tmp_path, weights, inputs):
     pytest.importorskip("compressed_tensors")
-    qparams, _ = quantized([weights], lambda q: qjax.Pre(qjax.operators.Quantize.dynamic(inputs), q))
+    static, _, fmt = inputs.rpartition(" ")
+    make = qjax.operators.Quantize
+    rounding = make.static(fmt, -3.0, 3.0) if static else make.dynamic(fmt)
+    qparams, _ = quantized([weights], lambda q: qjax.Pre(rounding, q))
     qjax.io.export(tmp_path / "m", MODEL, qparams, to="compressed-tensors", tokenizer=WORDS)
     theirs = their_logits(tmp_path / "m")
     _, again, _ = load(tmp_path / "m")

@@ -1,0 +1,95 @@
+"""Rounding of a module's input, where it stands beside the matrix: `Quantize` as settings and tensors, and back.
+
+What compressed-tensors computes as we do: symmetric 8 bits, dynamic under float32 scales for each token or group of its
+channels, or static under one scale for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qjax.formats import FULL, Format, as_format
+from qjax.formats.elements import E4M3
+from qjax.formats.integer import Int
+from qjax.io.exact import exactly, narrowest
+from qjax.operators import Quantize
+from qjax.qarray import Grid, Meta
+
+NAMES = {("int", 8): "int8", ("float", 8): "fp8_e4m3"}
+ELEMENTS = {("int", 8): Int(8), ("float", 8): E4M3}
+SCALE = "input_scale"
+
+
+class Inputs(NamedTuple):
+    """Dynamic rounding to a format, or static rounding under a scale that is in the file."""
+
+    format: Format
+    static: bool = False
+
+
+def settings(rounding: Quantize) -> dict[str, Any] | None:
+    """The `input_activations` that say it; None where none do."""
+    fmt = rounding.format
+    for (kind, bits), name in NAMES.items():
+        args = {"num_bits": bits, "type": kind, "symmetric": True}
+        if rounding.grid is not None:
+            meta, scales = rounding.grid.meta, rounding.grid.scales
+            one = len(scales) == 1 and isinstance(scales[0], Array) and scales[0].size == 1
+            if one and (meta.element, meta.offset) == (ELEMENTS[kind, bits], None):
+                return {**args, "strategy": "tensor", "group_size": None, "dynamic": False}
+            continue
+        size = None if fmt.block == FULL else fmt.block
+        if rounding.range is None and fmt == as_format(f"{name}_{f'g{size}' if size else 'token'}_f32"):
+            return {**args, "strategy": "group" if size else "token", "group_size": size, "dynamic": True}
+    return None
+
+
+def parse(where: str, args: Mapping[str, Any] | None) -> Inputs | None:
+    """What `input_activations` say.
+
+    Raises:
+        ValueError: anything that this module does not know.
+    """
+    if args is None:
+        return None
+    name, kind, size = NAMES.get((args.get("type", "int"), args.get("num_bits", 8))), args.get("strategy"), None
+    if kind == "group" and isinstance(args.get("group_size"), int) and args["group_size"] > 0:
+        size = args["group_size"]
+    if name is not None and args.get("symmetric", True):
+        if args.get("dynamic") is True and (kind == "token" or size is not None):
+            return Inputs(as_format(f"{name}_{f'g{size}' if size else 'token'}_f32"))
+        if args.get("dynamic") is False and kind == "tensor":
+            return Inputs(as_format(f"{name}_tensor_f32"), static=True)
+    raise ValueError(
+        f"{where}: input_activations {dict(args)} cannot be read, only symmetric 8 bits, dynamic by token or group, or "
+        "static by tensor"
+    )
+
+
+def write(path: str, rounding: Quantize | None, dtype: str) -> dict[str, np.ndarray]:
+    """The tensors beside the matrix: a static scale."""
+    if rounding is None or rounding.grid is None:
+        return {}
+    scale = np.asarray(rounding.grid.scales[0]).reshape(1)
+    return {SCALE: exactly(f"{path} as {SCALE}", scale, dtype)}
+
+
+def read(module: str, inputs: Inputs, tensors: Mapping[str, np.ndarray]) -> Quantize:
+    """The rounding that settings and tensors say.
+
+    Raises:
+        ValueError: a static scale that is missing, not one, or no positive number.
+    """
+    if not inputs.static:
+        return Quantize.dynamic(inputs.format)
+    stored = tensors.get(SCALE)
+    if stored is None or stored.size != 1 or not 0 < float(stored.reshape(())) < np.inf:
+        raise ValueError(f"{module}: its settings want one positive {SCALE}, the file has {stored}")
+    scale = narrowest(stored.reshape(1, 1))
+    fmt = as_format(inputs.format.name.removesuffix("_f32")) if scale.dtype.name == "bfloat16" else inputs.format
+    return Quantize(fmt, Grid((jnp.asarray(scale),), None, None, Meta(fmt.element, (FULL, FULL))))
