@@ -1,0 +1,1 @@
+"""Matmul kernels for TPUs in Pallas, each beside its reference."""
