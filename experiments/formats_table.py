@@ -1,11 +1,13 @@
 """Formats in numbers: `python -m experiments.formats_table site/` (part of `make docs`).
 
-Writes `formats_table.json` and the page `formats_table.html` made of it. A row is one name of `qjax.formats.EXAMPLES`:
+Writes `formats_table.json` and the page `formats_table.html` made of it. A row is a format of `qjax.formats.EXAMPLES`,
+with all names it has there:
 
-- bits a weight, of a 4096 x 4096 matrix: codes, scales of every level, offsets;
+- bits a weight, of a 4096 x 4096 matrix: codes, scales of every level, offsets; of a block type of ggml, its bytes;
 - the element's levels, and its range: the largest over the smallest positive level, in decibels;
 - the signal over the quantization noise, 10 log10(sum w^2 / sum (w - w')^2), of round-to-nearest with the format's own
-  range rule, on independent Gaussian and Laplace numbers of variance 1 and on the weights of SmolLM2-135M.
+  range rule (signs and ternary numbers: `RANGES`), on independent Gaussian and Laplace numbers of variance 1 and on the
+  weights of SmolLM2-135M.
 
 The noise of the model is the sum over all its decoder matrices, blocks along the inputs. Its weights were shipped on a
 4-bit grid (Q4_1), on which some formats are lossless and others unlucky; so they are those of replicate 0 of the paired
@@ -30,12 +32,14 @@ from tqdm import tqdm
 import qjax
 from experiments import provenance, store, subject
 from experiments.report import format_table
-from qjax import evaluate, formats
+from qjax import evaluate, formats, ggml
 from qjax.trace.paths import leaves_with_paths
 
 SEED = 0
 SAMPLE = (4096, 1024)
 NOMINAL = (4096, 4096)
+RANGES = {"binary_g64": qjax.ranges.absmean, "int2_narrow_g64": qjax.ranges.absmean}
+"""Where the scale is not that of the largest magnitude, under which two or three values are worth little."""
 SHOWN = 256
 """Levels that are listed; an element with more has them counted."""
 
@@ -64,12 +68,15 @@ def facts(name: str) -> dict[str, Any]:
     levels = fmt.element.levels().astype(np.float64)
     positive = levels[levels > 0]
     nominal = jax.eval_shape(lambda w: qjax.quantize(w, name), jax.ShapeDtypeStruct(NOMINAL, jnp.float32))
+    is_ggml = fmt.rule == "ggml"
+    bits = ggml.TYPES[name.removeprefix("ggml_")].bits_per_weight if is_ggml else qjax.bits_per_weight(nominal)
+    under = f"; range {RANGES[name].__name__}" if name in RANGES else ""
     return {
         "name": name,
-        "description": formats.describe(name),
-        "kind": type(fmt.element).__name__,
+        "description": formats.describe(name) + under,
+        "kind": "ggml" if is_ggml else type(fmt.element).__name__,
         "element": fmt.element.name,
-        "bits": qjax.bits_per_weight(nominal),
+        "bits": bits,
         "levels": len(levels),
         "values": levels.tolist() if len(levels) <= SHOWN else None,
         "range_db": 20 * math.log10(positive[-1] / positive[0]),
@@ -87,7 +94,7 @@ def sqnr(name: str, stacks: Sequence[jax.Array]) -> float:
 @functools.partial(jax.jit, static_argnames=("name",))
 def _powers(w: jax.Array, name: str) -> jax.Array:
     """[2, matrices]: the sum of squares of each matrix and of its error."""
-    error = qjax.dequantize(qjax.quantize(w, name, axis=-2, batch_axes=1)) - w
+    error = qjax.dequantize(qjax.quantize(w, name, axis=-2, batch_axes=1, range=RANGES.get(name))) - w
     return jnp.stack([jnp.sum(jnp.sum(x * x, -1), -1) for x in (w, error)])
 
 
@@ -102,6 +109,17 @@ def row(name: str, data: dict[str, Sequence[jax.Array]]) -> dict[str, Any]:
     return found
 
 
+def distinct(names: Sequence[str]) -> dict[str, list[str]]:
+    """Each format's first name and its others. Block types of ggml with equal numbers differ in their bytes."""
+    first: dict[Any, str] = {}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        fmt = formats.parse(name)
+        key = name if fmt.rule == "ggml" else fmt
+        found.setdefault(first.setdefault(key, name), []).append(name)
+    return {name: others for name, (_, *others) in found.items()}
+
+
 def table(names: Sequence[str] = formats.EXAMPLES, model: str | None = None) -> dict[str, Any]:
     """Rows in order of bits and where they come from; deterministic for one machine."""
     subject_ = subject.load(model)
@@ -109,9 +127,14 @@ def table(names: Sequence[str] = formats.EXAMPLES, model: str | None = None) -> 
     weights = matrices(params)
     data: dict[str, Sequence[jax.Array]] = {name: [x] for name, x in samples().items()}
     data["model"] = weights
+    found = distinct(names)
+
+    def named(name: str) -> dict[str, Any]:
+        return row(name, data) | {"also": found[name]}
+
     # Two at a time: one compiles while another runs.
     with ThreadPoolExecutor(2) as pool:
-        rows = list(tqdm(pool.map(lambda name: row(name, data), names), total=len(names), unit="format"))
+        rows = list(tqdm(pool.map(named, found), total=len(found), unit="format"))
     shapes = ", ".join(f"{w.shape[0]} of {w.shape[1]} x {w.shape[2]}" for w in weights)
     return {
         "rows": sorted(rows, key=lambda r: (r["bits"], r["name"])),

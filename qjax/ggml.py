@@ -38,7 +38,10 @@ def quantize_blocks(w: Array, kind: Type, axis: int, batch_axes: int = 0, weight
     """
     if w.shape[axis] % kind.block:
         other = f"; llama.cpp takes {fallback(kind.name, w.shape[axis])} instead" if kind.block == 256 else ""
-        raise ValueError(f"{kind.name} has blocks of {kind.block}, which do not divide axis {axis} of {w.shape}{other}")
+        names = " and ".join(name for name, other in TYPES.items() if other.format == kind.format)
+        raise ValueError(
+            f"blocks of {names} are {kind.block} long, which do not divide axis {axis} of {w.shape}{other}"
+        )
     if weights is not None:
         weights = weights.reshape((1,) * (w.ndim - weights.ndim) + weights.shape)
         along = [1] * w.ndim

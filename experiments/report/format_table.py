@@ -14,8 +14,12 @@ from experiments.report.template import fill
 
 COLOURS = {"Int": "#3f7fe0", "Float": "#e0812a", "Table": "#1f9e89"}
 WORDS = {"Int": "integers", "Float": "minifloats", "Table": "tables of values", "OneOf": "choices"}
+WORDS |= {"Fixed": "fixed point", "Posit": "posits", "ggml": "block types of ggml"}
 PER_BIT = 20 * math.log10(2)
 """Decibels a bit: no code of R bits a number has more than this times R on Gaussian numbers (Shannon 1959)."""
+
+PICTURED = 9
+"""Bits up to which the pictures go: the few of 16 would squeeze all others into half of it."""
 
 
 def render(found: dict[str, Any]) -> str:
@@ -30,6 +34,7 @@ def render(found: dict[str, Any]) -> str:
         rows=rows,
         found=found,
         per_bit=PER_BIT,
+        pictured=PICTURED,
         gaussian=plane(found["rows"], "gaussian", "signal over noise on Gaussian numbers, dB", bound=True),
         model=plane(found["rows"], "model", "signal over noise on the model's weights, dB", bound=False),
     )
@@ -64,9 +69,9 @@ def levels(values: Sequence[float] | None, tint: str, width: int = 220, height: 
 def plane(rows: Sequence[dict[str, Any]], source: str, label: str, bound: bool) -> str:
     """Bits a weight against signal over noise, one dot a format; with the bound, the line no code passes.
 
-    Named are the formats that no other one beats with as few bits: ninety names would hide each other.
+    Named are the formats that no other one beats with as few bits: a hundred names would hide each other.
     """
-    shown = [row for row in rows if row["sqnr"].get(source) is not None]
+    shown = [row for row in rows if row["sqnr"].get(source) is not None and row["bits"] <= PICTURED]
     if not shown:
         return ""
     with mpl.rc_context(pictures.STYLE):
@@ -89,5 +94,5 @@ def plane(rows: Sequence[dict[str, Any]], source: str, label: str, bound: bool) 
         ax.legend(loc="upper left", frameon=False, handletextpad=0.2)
         points = list(zip(bits, reached, [row["name"] for row in shown], strict=True))
         best = [p for p in points if not any(b <= p[0] and r > p[1] for b, r, _ in points)]
-        pictures.place_labels(ax, fig, best, [])
+        pictures.place_labels(ax, fig, best, [], list(zip(bits, reached, strict=True)))
         return pictures.svg(fig)

@@ -114,27 +114,42 @@ def perplexity_against_bits(records: Sequence[dict[str, Any]]) -> str:
         return svg(fig)
 
 
-def place_labels(ax: Axes, fig: Figure, points: Sequence[tuple[float, float, str]], lines: Sequence[float]) -> None:
-    """Write each (x, y, text) in the first free place around it: points, lines and earlier texts are in the way."""
+NEAR = [(8, -3, "left"), (-8, -3, "right"), (6, 6, "left"), (-6, 6, "right"), (6, -13, "left"), (-6, -13, "right")]
+PLACES = [*NEAR, *((side * dx, dy, ha) for far in (22, 38, 56, 76) for dy in (far, -far) for dx in (6, 22, 44)
+                   for side, ha in ((1, "left"), (-1, "right")))]  # fmt: skip
+
+
+def place_labels(
+    ax: Axes,
+    fig: Figure,
+    points: Sequence[tuple[float, float, str]],
+    lines: Sequence[float],
+    dots: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Write each (x, y, text) in the first free place around it, clear of points, lines, `dots` and earlier texts.
+
+    Where the near places are taken, further off with a line to its point; a text that fits nowhere is left out.
+    """
     fig.draw_without_rendering()
     scale = 72 / fig.dpi
     inside = ax.get_window_extent()
-    edges = (inside.x0 * scale, inside.x1 * scale)
+    edges, floor, ceiling = (inside.x0 * scale, inside.x1 * scale), inside.y0 * scale, inside.y1 * scale
     spots = [tuple(ax.transData.transform((x, y)) * scale) for x, y, _ in points]
-    boxes = [(px - 4, py - 4, px + 4, py + 4) for px, py in spots]
+    others = [tuple(ax.transData.transform(dot) * scale) for dot in dots]
+    boxes = [(px - 4, py - 4, px + 4, py + 4) for px, py in [*spots, *others]]
     boxes += [(edges[0], y - 2, edges[1], y + 2) for _, y in (ax.transData.transform((1, v)) * scale for v in lines)]
     for (px, py), (x, y, text) in sorted(zip(spots, points, strict=True), key=lambda item: -item[0][1]):
         wide = 5.0 * len(text)
-        for dx, dy, ha in ((8, -3, "left"), (-8, -3, "right"), (6, 6, "left"), (-6, 6, "right"), (6, -13, "left"),
-        (-6, -13, "right"),
-                           (8, 14, "left"), (8, -22, "left")):  # fmt: skip
+        for dx, dy, ha in PLACES:
             left = px + dx - (wide if ha == "right" else 0)
             box = (left, py + dy - 1, left + wide, py + dy + 9)
-            fits = edges[0] < box[0] and box[2] < edges[1]
+            fits = edges[0] < box[0] and box[2] < edges[1] and floor < box[1] and box[3] < ceiling
             if fits and not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in boxes):
+                boxes.append(box)
+                line = {"arrowstyle": "-", "color": FAINT, "lw": 0.7} if (dx, dy, ha) not in NEAR else None
+                ax.annotate(text, (x, y), xytext=(dx, dy), textcoords="offset points", ha=ha, fontsize=8.5,
+                            arrowprops=line)  # fmt: skip
                 break
-        boxes.append(box)
-        ax.annotate(text, (x, y), xytext=(dx, dy), textcoords="offset points", ha=ha, fontsize=8.5)
 
 
 def error_by_layer(reports: Sequence[dict[str, Any]]) -> str:

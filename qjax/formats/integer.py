@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,11 @@ class Int:
 
     def encode(self, x: Array, table: Array | None = None) -> Array:
         """Codes nearest to `x` (float32, any shape): ties to even, saturating, NaN becomes 0."""
-        x = jnp.round(jnp.clip(x, jnp.float32(self.min), jnp.float32(self.max)))
-        return jnp.where(jnp.isnan(x), jnp.float32(0), x).astype(self.code_dtype)
+        x = jnp.clip(x, jnp.float32(self.min), jnp.float32(self.max))
+        x = jnp.where(jnp.isnan(x), jnp.float32(0), x)
+        # Beside 1.5 * 2^23 a float32 has no fraction left, and its low bits are the integer: a sum rounds and converts
+        # at once, where XLA:CPU guards every conversion of a float against NaN and overflow again.
+        return lax.bitcast_convert_type(x + jnp.float32(1.5 * 2**23), jnp.int32).astype(self.code_dtype)
 
     def decode(self, codes: Array, table: Array | None = None) -> Array:
         """Values of `codes` as float32; any integer dtype that holds the codes will do."""

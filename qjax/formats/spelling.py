@@ -48,7 +48,11 @@ EXAMPLES = (
     *("int8_channel", "int8_token", "int8_input", "int8_head64", "fp8_e4m3_t128x128_f32", "int8_t32x32"),
     *("int8_cross0.15_narrow_f32", "int4_g64_floatzero", "int4_g64_minimum", "int4_g32_narrow_scale_uint6_g8_f16"),
     *("fp8_e4m3", "fp8_e5m2", "fp8_e4m3_tensor", "fp8_e4m3_cast", "fp6_e3m2", "fp4_e2m1_g32", "fp4_e2m1_g16_ue5m3"),
-    *("fp4_e2m1_g32_rceil_max7.25_e8m0", "nf4_g64", "nf4_g64_f32", "int4_g64_narrow|fp4_e2m1_g64", *NAMED),
+    *("fp4_e2m1_g32_rceil_max7.25_e8m0", "nf4_g64", "nf4_g64_f32", "int4_g64_narrow|fp4_e2m1_g64"),
+    *("int6_g64", "int2_narrow_g64", "binary_g64", "q3.5_cast", "bf16_cast", "fp16_cast", "fp8_e3m4", "fp4_e3m0_g64"),
+    *("posit8_g64_max4", "posit8es1_g64_max4", "nf3_g64", "af4_g64", "lloyd4_normal_g64", "lloyd4_laplace_g64"),
+    *("lloyd4_beta128_g128", "log4_g64", "log4x2_g64", "log4_nozero_g64", "apot4_g64", "sp2_4_g64", "flint4_g64"),
+    *("abfloat_e2m1b2_g64", "bnb_fp4_g64", *NAMED, *_GGML),
 )
 
 
@@ -80,7 +84,7 @@ def parse(name: str) -> Format:
     except ValueError as error:  # its parts do not exist, or do not go together
         raise ValueError(f"format {name!r}: {error}") from error
     if found is None:
-        close = difflib.get_close_matches(name, [*EXAMPLES, *_GGML], n=5, cutoff=0.4)
+        close = difflib.get_close_matches(name, EXAMPLES, n=5, cutoff=0.4)
         raise ValueError(f"unknown format {name!r}; close names: {', '.join(close or EXAMPLES)}")
     return found
 
@@ -261,8 +265,12 @@ def describe(fmt: Format | str) -> str:
         return f"{fmt.element.name} {_blocks_in_words(fmt)}, no scale, levels of its own"
     if isinstance(fmt.rule, Choice):
         error = {"mse": "squared error", "mae": "absolute error", "max": "largest error"}[fmt.rule.by]
+        chosen = f"for each {fmt.rule.per} the one of least {error}"
+        rest = {_beside_the_element(c) for c in fmt.rule.candidates}
+        if len(rest) == 1 and len({c.element for c in fmt.rule.candidates}) == len(fmt.rule.candidates):
+            return f"{fmt.element.name}{rest.pop()}, {chosen}"
         options = " or ".join(f"[{describe(c)}]" for c in fmt.rule.candidates)
-        return f"{fmt.element.name}, for each {fmt.rule.per} the one of least {error}: {options}"
+        return f"{fmt.element.name}, {chosen}: {options}"
     if fmt.alpha is not None:
         top = fmt.reach or fmt.element.max
         rule = f"(row absmax)^{fmt.alpha:g} (column absmax)^{1 - fmt.alpha:g}/{top:g}"
@@ -275,6 +283,12 @@ def describe(fmt: Format | str) -> str:
         "minimum": "minimum added",
     }[fmt.offset]
     return f"{fmt.element.name} {_blocks_in_words(fmt)}, scale {_rule_in_words(fmt)} {scale}, {offset}"
+
+
+def _beside_the_element(fmt: Format) -> str:
+    """The description behind the element's name, the element's own largest value (or the reach) in words."""
+    words = describe(fmt).removeprefix(fmt.element.name)
+    return words.replace(f" absmax/{fmt.reach or fmt.element.max:g} ", " absmax/largest value ", 1)
 
 
 def _blocks_in_words(fmt: Format) -> str:
@@ -298,6 +312,6 @@ def _rule_in_words(fmt: Format) -> str:
         "rceil": f"2^ceil(log2(absmax/{top})), rceil,",
         "even": f"2^(floor(log2 of absmax rounded to {e.name})-{e.top_exponent}), even,",
         "ceil": f"2^(ceil(log2 absmax)-{e.top_exponent}), ceil,",
-        "ggml": "as ggml's encoder chooses it",
+        "ggml": "as ggml's encoder chooses it,",
         "fpquant": f"4/3 2^(floor(log2 absmax)-{e.top_exponent}), FP-Quant,",
     }[cast(str, fmt.rule)]

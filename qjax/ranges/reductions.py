@@ -62,7 +62,8 @@ def _ordered(pattern: Array) -> Array:
 def _runs(x: Array, axes: tuple[int, ...]) -> tuple[Array, int]:
     """`x` with the first of `axes` cut into [runs, values], and the axis of the values.
 
-    An axis that lies on several devices is not cut: their shares need not be whole runs.
+    The last axis is cut into [values, runs]: a run's values then lie apart, and neighbours in memory are compared with
+    neighbours, which vectorizes. An axis that lies on several devices is not cut: their shares need not be whole runs.
     """
     if not axes:  # blocks of one number
         return x[..., None], x.ndim
@@ -70,6 +71,8 @@ def _runs(x: Array, axes: tuple[int, ...]) -> tuple[Array, int]:
     n = x.shape[axis]
     whole = jax.typeof(x).sharding.spec[axis] is None
     run = max(d for d in range(1, min(n, RUN) + 1) if n % d == 0) if whole else 1
+    if axis == x.ndim - 1:
+        return x.reshape(*x.shape[:-1], run, n // run), axis
     return x.reshape(*x.shape[:axis], n // run, run, *x.shape[axis + 1 :]), axis + 1
 
 
