@@ -1,6 +1,9 @@
 """Low-bit matmul kernels. On CPU beside the float32 product: interleaved times, speed ratios, temporary memory.
 
 python -m experiments.benchmarks.kernels [--sizes 4096x4096] [--tokens 1 16] [--repeats 15]
+python -m experiments.benchmarks.kernels --aot [--chips v5e v6e 7x] [--sizes 4096x4096] [--tokens 16] [--kernels ...]
+
+With --aot the TPU kernels are compiled for chips that are not here (needs qjax[kernels]; seconds each).
 
 Expected at 4096 x 4096, four-bit weights through the compiled kernel: one token at least 3.5 times as fast as float32,
 sixteen at least 1.5 times. The scan over groups, which needs no compiler, is faster than float32 for one token, with
@@ -19,8 +22,10 @@ from typing import Any
 import jax
 
 import qjax
+from experiments.benchmarks import kernels_aot
 from experiments.benchmarks.timing import seconds
 from qjax import dispatch
+from qjax.kernels.aot.chips import CHIPS
 from qjax.operators.explanation import choices
 from qjax.operators.grouped import NIBBLES
 from qjax.operators.nibble_words import NAME
@@ -73,15 +78,23 @@ def runnable(op: Any, tokens: int) -> list[str]:
 def main() -> None:
     """Print a table for every size and number of tokens."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=["4096x4096"])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--sizes", nargs="+", help="KxN; 4096x4096, with --aot those of the published table")
+    parser.add_argument("--tokens", type=int, nargs="+", help="rows of x; 1 16, with --aot 16 512 2048")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--aot", action="store_true", help="compile for TPUs and print estimates")
+    parser.add_argument("--chips", nargs="+", default=["v5e", "v6e", "7x"], choices=list(CHIPS))
+    parser.add_argument("--kernels", nargs="+", default=kernels_aot.KERNELS, choices=kernels_aot.KERNELS)
+    parser.add_argument("--json", action="store_true", help="a record a line")
     arguments = parser.parse_args()
+    if arguments.aot:
+        sizes, rows = arguments.sizes or kernels_aot.SIZES, arguments.tokens or kernels_aot.ROWS
+        kernels_aot.print_table(arguments.chips, sizes, rows, arguments.kernels, arguments.json)
+        return
     where = platform.processor() or platform.machine()
     print(f"jax {jax.__version__}, {jax.default_backend()}, {where}, {os.cpu_count()} cores")
-    for size in arguments.sizes:
+    for size in arguments.sizes or ("4096x4096",):
         K, N = map(int, size.split("x"))
-        for tokens in arguments.tokens:
+        for tokens in arguments.tokens or (1, 16):
             measure(K, N, tokens, arguments.repeats)
 
 

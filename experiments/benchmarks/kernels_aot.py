@@ -1,0 +1,99 @@
+"""Kernels compiled for TPUs that are not here: libtpu's estimate beside the roofline and beside XLA's bfloat16 product.
+
+Cycles are the larger of libtpu's static estimate and the bytes over the bandwidth. None was checked on a chip.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qjax.kernels.aot import tpu
+from qjax.kernels.aot.chips import CHIPS, roofline
+from qjax.kernels.tpu import group_scaled
+
+KERNELS = ("bf16 XLA", "w4a16 sums", "w4a16 codes", "w8a16 sums", "w8a16 codes")
+SIZES = ("4096x4096", "8192x28672", "576x1536")
+ROWS = (16, 512, 2048)
+
+
+def build(kernel: str, M: int, K: int, N: int) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
+    """The function to compile and its arguments' (shape, dtype); the last is what the weights are stored in."""
+    x = ((M, K), jnp.bfloat16)
+    if kernel == "bf16 XLA":
+        return functools.partial(jnp.dot, preferred_element_type=jnp.float32), [x, ((K, N), jnp.bfloat16)]
+    group = 128 if K % 128 == 0 else 64
+    codes = jnp.int4 if kernel.startswith("w4") else jnp.int8
+    scaled = kernel.split()[1]
+    return (
+        lambda x, codes, scale: group_scaled.matmul(x, codes, scale, None, scaled),
+        [x, ((K, N), codes), ((K // group, N), jnp.float32)],
+    )
+
+
+def print_table(
+    chips: Sequence[str], sizes: Sequence[str], rows: Sequence[int], kernels: Sequence[str], as_json: bool
+) -> None:
+    """One line a kernel: cycles, share of the roofline, speed against bfloat16, bundles and spills; or the reason."""
+    why = tpu.missing()
+    if why is not None:
+        raise SystemExit(why)
+    if not as_json:
+        versions = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
+        print(f"{versions}; static estimates, nothing measured on a chip")
+    for chip in chips:
+        for size in sizes:
+            K, N = map(int, size.split("x"))
+            for M in rows:
+                print_shape(chip, M, K, N, kernels, as_json)
+
+
+def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_json: bool) -> None:
+    """The kernels of one shape, bfloat16 first: it is what the others are compared with."""
+    if not as_json:
+        print(f"{chip}: [{M}, {K}] @ [{K}, {N}]", flush=True)
+    base = None
+    for kernel in kernels:
+        f, arguments = build(kernel, M, K, N)
+        moved = sum(_bits(dtype) * functools.reduce(int.__mul__, shape) for shape, dtype in arguments) / 8 + 4 * M * N
+        floor = roofline(CHIPS[chip], 2 * M * K * N, moved)
+        found = tpu.estimate(CHIPS[chip], f, *arguments)
+        cycles = None if found.cycles is None else max(found.cycles, round(floor.memory))
+        base = cycles if kernel == "bf16 XLA" else base
+        record = {
+            "chip": chip,
+            "kernel": kernel,
+            "shape": [M, K, N],
+            "cycles": cycles,
+            "estimated": found.cycles,
+            "roofline": round(floor.cycles),
+            "bound": "memory" if floor.memory > floor.compute else "compute",
+            "share": None if cycles is None else round(floor.cycles / cycles, 3),
+            "speed_of_bf16": None if cycles is None or base is None else round(base / cycles, 2),
+            "bundles": found.bundles,
+            "spills": found.spills,
+            "problem": found.problem,
+        }
+        if as_json:
+            print(json.dumps(record), flush=True)
+        elif found.problem is not None:
+            print(f"  {kernel:12s} not compiled: {found.problem}", flush=True)
+        elif cycles is None:
+            print(f"  {kernel:12s} compiled, no estimate; {found.bundles} bundles, {found.spills} spills", flush=True)
+        else:
+            speed = "" if base is None else f"  {base / cycles:5.2f} of bfloat16's speed"
+            print(
+                f"  {kernel:12s} {cycles:9d} cycles (estimate {found.cycles})  {floor.cycles / cycles:5.3f} of the"
+                f" {record['bound']} roofline{speed}  {found.bundles} bundles, {found.spills} spills",
+                flush=True,
+            )
+
+
+def _bits(dtype: Any) -> int:
+    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else jnp.dtype(dtype).itemsize * 8

@@ -1,0 +1,132 @@
+"""Compile for a TPU that is not here and read libtpu's own static schedule of it: cycles, bundles, spills.
+
+libtpu compiles for any generation from a description of its topology, and with the flags below writes down how many
+cycles it expects each operation to take: it follows the control flow of the final schedule, grid and copies included.
+Copies that run at the same time do not share bandwidth in that model, so a kernel that streams its weights can look
+faster than memory allows; `cycles` of an `Estimate` must be read together with the roofline. Needs the libtpu wheel
+(Python 3.12 or newer). None of its numbers was checked on a chip.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import resource
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from qjax.kernels.aot.chips import Chip
+
+QUIET = {  # none of these chooses the target; without them libtpu asks the network, takes a lock and logs
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+}
+
+
+class Estimate(NamedTuple):
+    """What the compiler made of a function: cycles (None where it has no model of the chip or of an operation)."""
+
+    cycles: int | None = None
+    bundles: int = 0  # of the final schedules, a loop's body counted once
+    spills: int = 0  # stores of registers
+    problem: str | None = None  # why it did not compile
+
+
+def missing() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    if importlib.util.find_spec("libtpu") is None:
+        return "no libtpu: install qjax[kernels], or libtpu==0.0.52 alone (wheels for Python 3.12 and newer)"
+    return None
+
+
+def estimate(chip: Chip, f: Callable[..., Any], *shapes: tuple[Sequence[int], Any]) -> Estimate:
+    """Compile f for arguments of these (shape, dtype), each in a forked child, because libtpu aborts on some inputs.
+
+    The process must not have run anything under JAX before: a fork does not take its threads along. RuntimeError
+    where libtpu is missing.
+    """
+    why = missing()
+    if why is not None:
+        raise RuntimeError(why)
+    found = _in_child(chip, f, shapes, chip.estimated)
+    if chip.estimated and found.problem is not None and found.problem.startswith("aborted"):
+        found = _in_child(chip, f, shapes, False)  # the compiler may manage what its estimate does not
+    return found
+
+
+def _in_child(chip: Chip, f: Callable[..., Any], shapes: Sequence[Any], profile: bool) -> Estimate:
+    read, write = os.pipe()
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory() as folder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # jax warns of forks; there is no backend yet
+            child = os.fork()
+        if child == 0:
+            os.dup2(errors.fileno(), 2)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            try:
+                answer = _compile(chip, f, shapes, pathlib.Path(folder), profile)
+            except Exception as error:
+                answer = Estimate(problem=_short(str(error)))
+            with os.fdopen(write, "w") as pipe:
+                json.dump(answer, pipe)
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            text = pipe.read()
+        os.waitpid(child, 0)
+        if text:
+            return Estimate(*json.loads(text))
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")
+        fatal = re.search(r"^F\d{4}.*?\] (.*)$", said, re.MULTILINE)
+        return Estimate(problem=f"aborted: {_short(fatal[1] if fatal else said[-300:])}")
+
+
+def _compile(chip: Chip, f: Callable[..., Any], shapes: Sequence[Any], folder: pathlib.Path, profile: bool) -> Estimate:
+    flags = [
+        f"--xla_jf_dump_to={folder}",
+        "--xla_jf_dump_llo_text=true",
+        "--xla_jf_dump_llo_pass_label_regex=.*final.*",
+    ]
+    if profile:
+        flags.append(f"--xla_jf_dump_static_llo_profile_to={folder}")
+    os.environ.update(QUIET, LIBTPU_INIT_ARGS=" ".join(flags))  # read once, when libtpu is loaded
+    jax.config.update("jax_platforms", "cpu")
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
+    where = SingleDeviceSharding(topology.devices[0])
+    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in shapes]
+    jax.jit(f).lower(*arguments).compile()
+    cycles = [
+        int(n) for path in folder.glob("*.textproto") for n in re.findall(r"estimated_cycles: (\d+)", path.read_text())
+    ]
+    uses = [_utilization(path) for path in folder.glob("*final_hlo-static-per-bundle-utilization.txt")]
+    bundles, spills = (sum(part) for part in zip(*uses, strict=True)) if uses else (0, 0)
+    return Estimate(sum(cycles) if cycles else None, bundles, spills)
+
+
+def _utilization(path: pathlib.Path) -> tuple[int, int]:
+    """(bundles, register stores) of one operation; (0, 0) for what is no operation of the program."""
+    name = re.match(r"\d+-(.*?)-\d+-final", path.name)
+    if name is None or name[1].startswith("<") or name[1] == "TLP":
+        return 0, 0
+    lines = path.read_text().splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("MATMUL"))
+    column = [slot.strip() for slot in lines[head].split(",")].index("VSTORE:SPILL")
+    rows = [line.split() for line in lines[head + 3 :] if re.fullmatch(r"[\d ]+", line)]
+    return len(rows), sum(int(row[column]) for row in rows)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:160]
