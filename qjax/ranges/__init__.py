@@ -20,7 +20,7 @@ from qjax.ranges.quantiles import percentile
 from qjax.ranges.range import Range, extremes
 from qjax.ranges.search import mse
 from qjax.ranges.weight_binning import sawb
-from qjax.ranges.whole import absmax, minmax
+from qjax.ranges.whole import absmax, minmax, shrunk
 
 __all__ = [
     "Range",
@@ -47,4 +47,5 @@ __all__ = [
     "pact",
     "percentile",
     "sawb",
+    "shrunk",
 ]

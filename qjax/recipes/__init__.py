@@ -17,6 +17,7 @@ from qjax.recipes.cheng2023_signround import signround
 from qjax.recipes.cheng2023_teq import teq
 from qjax.recipes.cross_domain import int8_with_float_outliers
 from qjax.recipes.czaja2024_frames import frames
+from qjax.recipes.dettmers2022_llm_int8 import llm_int8
 from qjax.recipes.dettmers2023_spqr import spqr
 from qjax.recipes.ding2023_cbq import cbq
 from qjax.recipes.frantar2022_gptq import gptq
@@ -37,6 +38,7 @@ from qjax.recipes.li2023_norm_tweaking import norm_tweaking
 from qjax.recipes.li2025_gptaq import gptaq
 from qjax.recipes.li2026_rescomp import rescomp
 from qjax.recipes.lin2023_awq import awq
+from qjax.recipes.lin2024_duquant import duquant
 from qjax.recipes.liu2024_crossquant import crossquant
 from qjax.recipes.liu2024_eora import eora
 from qjax.recipes.mean_magnitude import absmean
@@ -49,6 +51,7 @@ from qjax.recipes.plain_cache import kv_cache
 from qjax.recipes.round_to_nearest import rtn
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.wang2024_bitstack import bitstack
+from qjax.recipes.wei2023_outlier_suppression_plus import outlier_suppression_plus
 from qjax.recipes.wu2020_int8 import int8_workflow
 from qjax.recipes.xiao2022_smoothquant import smoothquant
 from qjax.recipes.yan2026_d2quant import d2quant
@@ -59,6 +62,7 @@ from qjax.recipes.zadeh2020_gobo import gobo
 from qjax.recipes.zhang2023_spfq import gpfq, spfq
 from qjax.recipes.zhang2024_lqer import lqer
 from qjax.recipes.zhang2024_qera import qera
+from qjax.recipes.zhao2023_atom import atom
 from qjax.recipes.zhao2024_aser import aser
 
 __all__ = [
@@ -67,6 +71,7 @@ __all__ = [
     "adaround",
     "alternating",
     "aser",
+    "atom",
     "awq",
     "bias_correction",
     "bitstack",
@@ -76,6 +81,7 @@ __all__ = [
     "d2quant",
     "data_free",
     "decoupleq",
+    "duquant",
     "eora",
     "flexround",
     "framequant",
@@ -90,6 +96,7 @@ __all__ = [
     "int8_with_float_outliers",
     "int8_workflow",
     "kv_cache",
+    "llm_int8",
     "llm_mq",
     "loftq",
     "lorc",
@@ -99,6 +106,7 @@ __all__ = [
     "norm_tweaking",
     "nupes",
     "obq",
+    "outlier_suppression_plus",
     "owq",
     "qera",
     "quantease",

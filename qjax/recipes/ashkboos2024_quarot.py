@@ -1,9 +1,10 @@
 """QuaRot, by Ashkboos et al. 2024 (arXiv:2404.00456): 4-bit weights, activations and cache in a rotated network.
 
-Section 4: random Hadamard rotations in the weights (residual stream, heads) and online (queries and keys, the input of
-the down projections); weights by GPTQ or round to nearest, one scale an output channel whose range is searched for the
-least squared error; activations symmetric, a scale a token; keys and values with a zero point, a scale a head. The
-authors shrink the activations' range to 0.9 of its size besides, which is not done here.
+Section 4: random Hadamard rotations in the weights (residual stream, heads) and online (queries and keys, across heads
+before the output projection, the input of the down projections); weights by GPTQ or round to nearest, one scale an
+output channel whose range is searched for the least squared error; activations symmetric, a scale a token, in 0.9 of
+its range; keys and values with a zero point, a scale a head. The authors shrink the cache's range to 0.95 besides,
+which is not done here. Heads are mixed where their number has a Hadamard matrix (9 has none).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ def quarot(
     cache: str | None = "int4_affine",
     method: Literal["gptq", "rtn"] = "gptq",
     rotated: bool = True,
+    clip: float = 0.9,
 ) -> Chain:
     """Rotate, round the weights, their inputs and the cache. `rotated=False` is its baseline. Catalogue H2.
 
-    None leaves activations or cache in float.
+    `clip` is the share of a token's range that its activations keep. None leaves activations or cache in float.
     """
     weights = {
         "gptq": lambda: transforms.gptq(format, range=ranges.mse),
@@ -34,7 +36,7 @@ def quarot(
     steps = [transforms.rotate()] if rotated else []
     steps.append(weights[method]())
     if activations is not None:
-        steps.append(transforms.act_quantize(activations))
+        steps.append(transforms.act_quantize(activations, range=ranges.shrunk(clip)))
     if cache is not None:
         steps.append(transforms.cache_quantize(cache, cache))
     return transforms.chain(*steps)

@@ -67,14 +67,18 @@ def _bottom(hashes: jax.Array, x: jax.Array, k: int) -> Sample:
 
 @dataclass(frozen=True)
 class Reservoir:
-    """`size` tokens drawn uniformly from the distinct rows seen; `seed` names the draw."""
+    """`size` tokens drawn uniformly from the distinct rows seen; `seed` names the draw.
+
+    With `largest` (the statistic "largest") they are not drawn but those of largest max |x|: where outliers are.
+    """
 
     size: int = 64
     seed: int = 0
+    largest: bool = False
 
     @property
     def name(self) -> str:
-        return "reservoir"
+        return "largest" if self.largest else "reservoir"
 
     def init(self, features: int, batch: tuple[int, ...] = ()) -> Sample:
         return Sample(
@@ -85,6 +89,9 @@ class Reservoir:
         def measure(x: jax.Array, weights: jax.Array | None) -> Sample:
             x = x.astype(jnp.float32)
             hashes = _hash(x, self.seed)
+            if self.largest:  # ascending by the complement of the size's bits, whose order is that of the sizes
+                size = lax.bitcast_convert_type(jnp.max(jnp.abs(x), axis=-1), jnp.uint32)
+                hashes = jnp.stack([np.uint32(0x7FFFFFFF) - size, hashes[1]])
             if weights is not None:
                 hashes = jnp.where((weights > 0)[None], hashes, _LAST)
             return _bottom(hashes, x, self.size)

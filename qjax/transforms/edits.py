@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax import dispatch
-from qjax.operators import Composed, NotAffine, Pre
+from qjax.operators import Composed, Map, NotAffine, Pre
 from qjax.trace.uses import Use
 from qjax.transforms.contract import Edit, Leaves
 from qjax.transforms.leaves import Core
@@ -103,6 +103,8 @@ def restored(working: Working, saved: Mapping[str, Any]) -> tuple[Working, list[
 def absorbed(path: str, leaf: Any, m: Any, use: Use) -> Any:
     """The leaf W as `Pre(T, T^-1 W)`: the same function of x, its numbers in the coordinates behind T.
 
+    What T shifts comes back as a bias behind the core: T(x) = x + c gives `Pre(T, Post(W, Shift(-c W)))`.
+
     Raises:
         ValueError: the leaf's core is quantized, so T^-1 W is not exact.
     """
@@ -117,14 +119,20 @@ def absorbed(path: str, leaf: Any, m: Any, use: Use) -> Any:
             f"{path}: {type(m).__name__} is an equivalence and part of the leaf stands beside its core; "
             "put equivalences before `outliers`"
         )
-    w = core.matrix
-    try:
-        moved, shift = Pre(m.inverse(), w.astype(jnp.float32)).affine()
-    except NotAffine as e:
-        raise ValueError(f"{path}: {type(m).__name__} has no inverse and cannot be an equivalence") from e
-    if shift is not None:
-        raise ValueError(f"{path}: {type(m).__name__} adds a bias; a shift needs a leaf with a bias to absorb it")
-    return core.behind(m).holding(moved.astype(w.dtype)).leaf()
+    dtype, w = core.matrix.dtype, core.matrix.astype(jnp.float32)
+    for part in m.maps if isinstance(m, Composed) else (m,):
+        try:
+            w, bias = _countered(part, w)
+        except NotAffine as e:
+            raise ValueError(f"{path}: {type(part).__name__} has no inverse and cannot be an equivalence") from e
+        core = core.behind(part).adding(bias)
+    return core.holding(w.astype(dtype)).leaf()
+
+
+@jax.jit
+def _countered(m: Map, w: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """The matrix and bias that behind m are w."""
+    return Pre(m.inverse(), w).affine()
 
 
 def assert_equivalent(name: str, fn: Callable[[Any, Any], Any], before: Any, after: Any, x: Any) -> None:

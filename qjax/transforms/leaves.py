@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax import dispatch
-from qjax.operators import ByUse, Diag, NotAffine, Permute, Pre, Quantize, Shift, Sum, View
+from qjax.operators import ByUse, Composed, Diag, NotAffine, Permute, Post, Pre, Quantize, Shift, Sum, View
 from qjax.qarray import QArray
 from qjax.quantization import dequantize
 from qjax.statistics import Points
@@ -30,13 +30,15 @@ _SCALED_BY_SIZE = ("absmax", "mean_abs")
 class Core:
     """The maps in front of a leaf, outermost first, and its core: an array or operator [batch..., K, N].
 
-    `beside`: terms added to a core that is still float (outliers taken out of it).
+    `beside`: terms added to a core that is still float (outliers taken out of it). `bias`: what is added to its
+    output, [batch..., N] (the counterpart of a shift in front), or None.
     """
 
     maps: tuple[Any, ...]
     matrix: Any
     use: Use
     beside: tuple[Any, ...] = ()
+    bias: Any = None
 
     @classmethod
     def of(cls, leaf: Any, use: Use) -> Core:
@@ -44,13 +46,19 @@ class Core:
         while isinstance(op, Pre):
             maps.append(op.T)
             op = op.op
+        bias = None
+        while isinstance(op, Post) and isinstance(op.T, Shift):
+            bias = op.T.offset if bias is None else bias + op.T.offset
+            op = op.op
         if isinstance(op, Sum) and not dispatch.is_operator(op.ops[0]):
-            return cls(tuple(maps), op.ops[0], use, op.ops[1:])
-        return cls(tuple(maps), op, use)
+            return cls(tuple(maps), op.ops[0], use, op.ops[1:], bias)
+        return cls(tuple(maps), op, use, bias=bias)
 
     def leaf(self) -> Any:
         """The leaf again, in the layout it is stored in."""
         op = Sum((self.matrix, *self.beside)) if self.beside else self.matrix
+        if self.bias is not None:
+            op = Post(op, Shift(self.bias))
         for m in reversed(self.maps):
             op = Pre(m, op)
         return self.use.from_matrix(op)
@@ -63,8 +71,15 @@ class Core:
         return dataclasses.replace(self, beside=(*self.beside, term))
 
     def behind(self, new: Any) -> Core:
-        """With one more map right in front of the core."""
-        return dataclasses.replace(self, maps=(*self.maps, new))
+        """With one more map right in front of the core (of a composed one, each of its maps)."""
+        parts = new.maps if isinstance(new, Composed) else (new,)
+        return dataclasses.replace(self, maps=(*self.maps, *parts))
+
+    def adding(self, bias: Any) -> Core:
+        """With one more bias [batch..., N] behind the core; None adds nothing."""
+        if bias is None:
+            return self
+        return dataclasses.replace(self, bias=bias if self.bias is None else self.bias + bias)
 
 
 def float_core(path: str, leaf: Any, use: Use) -> tuple[Core, jax.Array]:
@@ -92,25 +107,33 @@ def refuse_quantized(path: str, matrix: Any) -> None:
 def transport(path: str, maps: tuple[Any, ...], statistics: Mapping[str, Any]) -> dict[str, Any]:
     """Statistics of x as statistics of T(x) for the maps in front of a core (Gram H of x @ M: M^T H M).
 
+    A Gram matrix follows a map that shifts only beside "mean" and "count".
+
     Raises:
         ValueError: a statistic that cannot follow a map; names the leaf, the statistic and the map.
     """
     out = dict(statistics)
     for m in maps:
-        for name, value in out.items():
-            out[name] = _through(path, m, name, value)
+        out = {name: _through(path, m, name, value, out) for name, value in out.items()}
     return out
 
 
-def _through(path: str, m: Any, name: str, value: Any) -> Any:
+def shifting(leaf: Any, use: Use) -> bool:
+    """Whether a map in front of a leaf's core shifts, so that Gram matrices need the mean to follow."""
+    return any(not m.nonlinear and m.shift() is not None for m in Core.of(leaf, use).maps)
+
+
+def _through(path: str, m: Any, name: str, value: Any, beside: Mapping[str, Any]) -> Any:
     if name == "count" or isinstance(m, Quantize):
         # the second moment of x before its rounding stands for that after it, as in every published GPTQ with W and A
         return value
     if isinstance(value, Points):
         return _moved(path, m, name, value)
     if name in ("gram", "cross_gram"):
-        once = m.apply(value)
-        return m.apply(jnp.swapaxes(once, -1, -2)).swapaxes(-1, -2)
+        linear, c = m.linear(), m.shift()
+        if linear is not None:
+            value = linear.apply(jnp.swapaxes(linear.apply(value), -1, -2)).swapaxes(-1, -2)
+        return value if c is None else _shifted(path, m, linear, c, name, value, beside)
     if isinstance(m, Permute):
         return m.apply(value)
     if isinstance(m, Diag) and name in _SCALED_BY_SIZE:
@@ -123,9 +146,22 @@ def _through(path: str, m: Any, name: str, value: Any) -> Any:
     )
 
 
+def _shifted(path: str, m: Any, linear: Any, c: Any, name: str, gram: Any, beside: Mapping[str, Any]) -> Any:
+    """Of n rows y with the mean u: the Gram matrix of y + c, gram + n (u c^T + c u^T + c c^T)."""
+    if name != "gram" or "mean" not in beside or "count" not in beside:
+        raise ValueError(
+            f"{path}: the statistic {name!r} can be carried through {type(m).__name__}, which shifts, only if it is "
+            "'gram' and 'mean' was measured beside it"
+        )
+    u = beside["mean"] if linear is None else linear.apply(beside["mean"])
+    c = jnp.broadcast_to(c, u.shape)
+    n = jnp.asarray(beside["count"], jnp.float32)[..., None, None]
+    return gram + n * (u[..., :, None] * c[..., None, :] + c[..., :, None] * (u + c)[..., None, :])
+
+
 def _moved(path: str, m: Any, name: str, points: Points) -> Points:
     """Points of x as points of T(x): tokens under any map, channels' own values under one that mixes none."""
-    if name == "reservoir":
+    if name in ("reservoir", "largest"):
         return Points.of(m.apply(points.x), points.weights)
     if isinstance(m, Permute):
         return Points(*(part if part.shape[-1] == 1 else m.apply(part) for part in points))

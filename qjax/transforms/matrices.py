@@ -129,7 +129,9 @@ def _needs(statistics: tuple[str, ...]) -> Needs:
 def behind_maps(path: str, core: Core, stage: Stage, statistics: tuple[str, ...]) -> dict[str, jax.Array]:
     """The named statistics of what meets the core, each with the core's batch axes."""
     measured = stage.statistics.get(path, {})
-    found = transport(path, core.maps, {name: measured[name] for name in statistics})
+    helpers = [name for name in ("mean", "count") if name in measured and "gram" in statistics]
+    found = transport(path, core.maps, {name: measured[name] for name in (*statistics, *helpers)})
+    found = {name: found[name] for name in statistics}
     batch = core.matrix.shape[:-2]
 
     def spread(name: str, value: jax.Array) -> jax.Array:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from qjax.equivalence.rotation import rotate_stream, rotate_values
-from qjax.operators import Hadamard
+from qjax.operators import Hadamard, Kronecker
+from qjax.operators.maps.hadamard import hadamard_matrix
 from qjax.trace.paths import named_key
+from qjax.trace.topology import Values
 from qjax.transforms.contract import Edit, Stage, Transform, stateless
 
 SCORES = ("*/attn/query", "*/attn/key")
@@ -21,6 +23,7 @@ def rotate(
     values: bool = True,
     scores: bool = True,
     down: bool = True,
+    heads: bool = True,
     block: int | None = None,
     sites: tuple[str, ...] = SCORES,
 ) -> Transform:
@@ -28,11 +31,12 @@ def rotate(
 
     `stream` turns the residual stream (R1) and `values` each head between v and o (R2): both disappear in the weights,
     after the gains of the norms; a tied embedding becomes two matrices. `scores` turns queries and keys behind RoPE
-    (R3, taps on `sites`) and `down` what each down projection reads (R4): both stay online, at n log n a token.
-    `block` mixes only so many channels at a time in R1 and R4 (H7: the blocks of an MX format), else all.
+    (R3, taps on `sites`), `down` what each down projection reads (R4) and `heads` the same channel of all heads before
+    the output projection: these stay online, at n log n a token. A number of heads that no Hadamard matrix has is left
+    alone, with a warning in the report. `block` mixes only so many channels at a time in R1 and R4 (H7: the blocks of
+    an MX format), else all.
 
-    Signs are drawn from the run's key and count no bits. QuaRot's mixing across heads in front of o is left out: it
-    needs a Hadamard matrix of as many rows as there are heads. Comes before every method that quantizes.
+    Signs are drawn from the run's key and count no bits. Comes before every method that quantizes.
 
     Source: QuaRot (arXiv:2404.00456), sections 3 and 4; SpinQuant (arXiv:2405.16406), figure 1. Catalogue H1, H2, H7.
 
@@ -40,9 +44,10 @@ def rotate(
         ValueError: nothing to turn; a model whose wiring is unknown, or without sites for `scores`; a width without a
             Hadamard matrix.
     """
-    chosen = [name for name, on in zip(("R1", "R2", "R3", "R4"), (stream, values, scores, down), strict=True) if on]
+    switches = {"R1": stream, "R2": values, "R3": scores, "R4": down, "heads": heads}
+    chosen = [name for name, on in switches.items() if on]
     if not chosen:
-        raise ValueError("rotate: stream, values, scores and down are all False, nothing is left to turn")
+        raise ValueError("rotate: stream, values, scores, down and heads are all False, nothing is left to turn")
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
         wiring = stage.topology
@@ -71,10 +76,30 @@ def rotate(
             *stacked, width, _ = jnp.moveaxis(leaves[port.path], port.axis, -2).shape
             signs = jax.random.rademacher(named_key(key, port.path), (*stacked, width), jnp.int8)
             online[port.path] = Hadamard(signs, width if block is None else block)
-        heads = wiring.scores[0].head_dim if scores else 1
-        taps = {site: Hadamard(None, heads) for site in sites} if scores else {}
-        rows = {path: {} for path in stage.targets if path in rewritten or path in online}
+        unmixed = {}
+        for v in wiring.values if heads else ():
+            stacked = jnp.moveaxis(leaves[v.o.path], v.o.axis, -2).shape[:-2]
+            m = across_heads(v, stacked)
+            (unmixed if m is None else online)[v.o.path] = m
+        taps = {site: Hadamard(None, wiring.scores[0].head_dim) for site in sites} if scores else {}
+        rows: dict[str, Any] = {path: {} for path in stage.targets if path in rewritten or path in online}
+        for path in unmixed:
+            if path in stage.targets:
+                rows[path] = {"warnings": ("its heads are not mixed: no Hadamard matrix has their number of rows",)}
         return Edit(rewritten=rewritten, equivalence=online, taps=taps, rows=rows)
 
     size = "" if block is None else f" {block}"
     return stateless(f"rotate {' '.join(chosen)}{size}", "model", edit)
+
+
+def across_heads(values: Values, stacked: tuple[int, ...] = ()) -> Kronecker | None:
+    """Channel i of every head mixed with channel i of the others, the same for all entries of the axes `stacked`.
+
+    None where no Hadamard matrix has as many rows as there are heads.
+    """
+    try:
+        mixing = hadamard_matrix(values.heads)
+    except ValueError:
+        return None
+    factors = jnp.asarray(mixing), jnp.eye(values.head_dim, dtype=jnp.float32)
+    return Kronecker(tuple(jnp.broadcast_to(f, (*stacked, *f.shape)) for f in factors), orthogonal=True, drawn=True)

@@ -22,6 +22,7 @@ from qjax.trace.topology import Topology
 from qjax.trace.uses import Use
 from qjax.transforms.contract import Edit, Leaves, Stage, Transform
 from qjax.transforms.edits import Working, applied, assert_equivalent
+from qjax.transforms.leaves import shifting
 from qjax.transforms.programs import Block, Programs
 from qjax.transforms.report import COLUMNS
 
@@ -202,6 +203,11 @@ def _measured(
                 _ask(names.setdefault(p, {}), p, statistic)
             if t.needs.cross:
                 crossed.add(p)
+    if any("gram" in wanted for wanted in names.values()):
+        uses = place.uses(working)
+        for p, wanted in names.items():
+            if "gram" in wanted and shifting(working.params[p], uses[p]):
+                _ask(wanted, p, "mean")
     position = {p: i for i, p in enumerate(block.ids)}
     leaves_of = working.params if settings.stream == "quantized" else working.reference
     ready = block.ready(leaves_of)

@@ -1,0 +1,1 @@
+"""Studies of activation quantization, one paper each."""
