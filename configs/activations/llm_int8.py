@@ -2,8 +2,8 @@
 
 Three replicates of SmolLM2-135M, beside the same eight bits without exceptions, a scale a token.
 
-Paper: LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339), figure 1: without the decomposition models of 6.7B parameters
-and more lose all accuracy, with it none; smaller models lose little either way.
+Paper: LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339): without the decomposition models of 6.7B parameters and more
+lose their accuracy, with it none; smaller models lose little either way.
 
 Expected: the threshold of 6 at least as good as no exceptions, and the lower the threshold, the nearer to float.
 

@@ -3,8 +3,7 @@
 Outlier Suppression+ without its shift (SmolLM2-135M has RMSNorms, and a shift would stay online) beside SmoothQuant
 with a dynamic scale for each tensor (catalogue G7).
 
-Paper: Outlier Suppression+ (Wei et al. 2023, arXiv:2304.09145), table 3: near float at 8 and 6 bits, ahead of
-SmoothQuant at 6.
+Paper: Outlier Suppression+ (Wei et al. 2023, arXiv:2304.09145): near float at 8 and 6 bits, ahead of SmoothQuant at 6.
 
 Expected: Outlier Suppression+ at least as good as SmoothQuant.
 

@@ -3,8 +3,8 @@
 DuQuant with blocks of 64 channels (576 is no multiple of the authors' 128), QuaRot by round to nearest without its
 4-bit cache, and the same numbers unrotated (catalogue H4).
 
-Paper: DuQuant (Lin et al. 2024, arXiv:2406.01721), table 1: Llama-2-7B on WikiText-2 at W4A4 6.28, where QuaRot by
-round to nearest has 8.56 and SmoothQuant 83.
+Paper: DuQuant (Lin et al. 2024, arXiv:2406.01721): at W4A4 ahead of QuaRot by round to nearest and far ahead of
+SmoothQuant on the Llama models.
 
 Expected: DuQuant better than QuaRot by round to nearest, both far better than no rotation.
 

@@ -76,18 +76,23 @@ def rotate_stream(leaves: Leaves, topology: Topology, rotation: Hadamard | Ortho
     return new
 
 
-def rotate_values(leaves: Leaves, topology: Topology, rotation: Hadamard | Orthogonal) -> dict[str, Any]:
+def rotate_values(
+    leaves: Leaves, topology: Topology, rotation: Hadamard | Orthogonal | Mapping[str, Orthogonal]
+) -> dict[str, Any]:
     """The value channels of every head as v R, R on `head_dim` channels: the leaves that change.
+
+    `rotation` is one for all layers, or one for each by the path of its value projection.
 
     Raises:
         ValueError: a leaf that is not a float array.
     """
     new: dict[str, Any] = {}
     for values in topology.values:
-        for port in (values.v, values.o):
-            new[port.path] = _turned(port.path, leaves[port.path], port.axis, rotation, values.head_dim)
-            if port.bias is not None:
-                new[port.bias] = _turned(port.bias, leaves[port.bias], -1, rotation, values.head_dim)
+        own = rotation[values.v.path] if isinstance(rotation, Mapping) else rotation
+        new[values.o.path] = _turned(values.o.path, leaves[values.o.path], values.o.axis, own, values.head_dim)
+        new[values.v.path] = _turned(values.v.path, leaves[values.v.path], values.v.axis, own, values.head_dim)
+        if values.v.bias is not None:
+            new[values.v.bias] = _turned(values.v.bias, leaves[values.v.bias], -1, own, values.head_dim)
     return new
 
 

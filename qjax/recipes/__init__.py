@@ -41,6 +41,7 @@ from qjax.recipes.lin2023_awq import awq
 from qjax.recipes.lin2024_duquant import duquant
 from qjax.recipes.liu2024_crossquant import crossquant
 from qjax.recipes.liu2024_eora import eora
+from qjax.recipes.liu2024_spinquant import spinquant
 from qjax.recipes.mean_magnitude import absmean
 from qjax.recipes.nagel2019_bias_correction import bias_correction
 from qjax.recipes.nagel2019_data_free import data_free
@@ -57,6 +58,7 @@ from qjax.recipes.xiao2022_smoothquant import smoothquant
 from qjax.recipes.yan2026_d2quant import d2quant
 from qjax.recipes.yao2022_zeroquant import w8a8
 from qjax.recipes.yao2023_lorc import lorc
+from qjax.recipes.yuan2023_rptq import rptq
 from qjax.recipes.yvinec2023_nupes import nupes
 from qjax.recipes.zadeh2020_gobo import gobo
 from qjax.recipes.zhang2023_spfq import gpfq, spfq
@@ -113,11 +115,13 @@ __all__ = [
     "quarot",
     "quip",
     "rescomp",
+    "rptq",
     "rtn",
     "signround",
     "smoothquant",
     "smoothquant_plus",
     "spfq",
+    "spinquant",
     "spqr",
     "squeezellm",
     "teq",

@@ -13,6 +13,7 @@ from qjax.reconstruct.flexround import FlexRound
 from qjax.reconstruct.lora_rounding import LoRARounding
 from qjax.reconstruct.rule import Rule
 from qjax.reconstruct.signround import SignRound
+from qjax.reconstruct.stiefel import cayley_sgd
 
 __all__ = [
     "AdaQuant",
@@ -23,6 +24,7 @@ __all__ = [
     "Rule",
     "SignRound",
     "bounded",
+    "cayley_sgd",
     "distill",
     "distribution_distance",
     "mean_loss",

@@ -6,6 +6,8 @@ from qjax.transforms.balancing import balance_outliers as balance_outliers
 from qjax.transforms.caching import cache_quantize as cache_quantize
 from qjax.transforms.channel_parts import float_outliers as float_outliers
 from qjax.transforms.channel_parts import narrow_and_wide as narrow_and_wide
+from qjax.transforms.clustering import cluster_quantize as cluster_quantize
+from qjax.transforms.clustering import reorder_channels as reorder_channels
 from qjax.transforms.compensation import alternate as alternate
 from qjax.transforms.compensation import aser as aser
 from qjax.transforms.compensation import low_rank as low_rank
@@ -49,6 +51,7 @@ from qjax.transforms.scaling import smooth_search as smooth_search
 from qjax.transforms.selecting import choose as choose
 from qjax.transforms.shifting import shift_and_scale as shift_and_scale
 from qjax.transforms.smoothing import smooth as smooth
+from qjax.transforms.spinning import learn_rotation as learn_rotation
 from qjax.transforms.weights import gptaq as gptaq
 from qjax.transforms.weights import gptq as gptq
 from qjax.transforms.weights import rtn as rtn

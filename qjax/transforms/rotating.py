@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from qjax.equivalence.rotation import rotate_stream, rotate_values
-from qjax.operators import Hadamard, Kronecker
+from qjax.operators import Hadamard, Kronecker, Map
 from qjax.operators.maps.hadamard import hadamard_matrix
 from qjax.trace.paths import named_key
-from qjax.trace.topology import Values
+from qjax.trace.topology import Topology, Values
 from qjax.transforms.contract import Edit, Stage, Transform, stateless
 
 SCORES = ("*/attn/query", "*/attn/key")
@@ -50,46 +51,75 @@ def rotate(
         raise ValueError("rotate: stream, values, scores, down and heads are all False, nothing is left to turn")
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
-        wiring = stage.topology
-        if wiring is None:
-            raise ValueError(
-                "rotate: which leaves share a stream is not known of this function; give run(topology=Topology(...))"
-            )
-        if scores and not wiring.scores:
-            raise ValueError("rotate: the topology lists no queries and keys; give scores=False")
-        leaves = dict(stage.reference)
-        rewritten: dict[str, Any] = {}
-
-        def turn(new: dict[str, Any]) -> None:
-            rewritten.update(new)
-            leaves.update(new)
-
+        wiring = wired("rotate", stage, scores)
+        leaves, rewritten = dict(stage.reference), {}
         if stream:
-            port = wiring.writers[0]
-            width = leaves[port.path].shape[port.axis]
-            turn(rotate_stream(leaves, wiring, Hadamard.random(named_key(key, "stream"), width, block)))
+            random = Hadamard.random(named_key(key, "stream"), width(stage, wiring), block)
+            rewritten |= rotate_stream(leaves, wiring, random)
         if values and wiring.values:
-            turn(rotate_values(leaves, wiring, Hadamard.random(named_key(key, "values"), wiring.values[0].head_dim)))
-        online = {}
-        for product in wiring.products if down else ():
-            port = product.down
-            *stacked, width, _ = jnp.moveaxis(leaves[port.path], port.axis, -2).shape
-            signs = jax.random.rademacher(named_key(key, port.path), (*stacked, width), jnp.int8)
-            online[port.path] = Hadamard(signs, width if block is None else block)
-        unmixed = {}
-        for v in wiring.values if heads else ():
-            stacked = jnp.moveaxis(leaves[v.o.path], v.o.axis, -2).shape[:-2]
-            m = across_heads(v, stacked)
-            (unmixed if m is None else online)[v.o.path] = m
-        taps = {site: Hadamard(None, wiring.scores[0].head_dim) for site in sites} if scores else {}
-        rows: dict[str, Any] = {path: {} for path in stage.targets if path in rewritten or path in online}
-        for path in unmixed:
-            if path in stage.targets:
-                rows[path] = {"warnings": ("its heads are not mixed: no Hadamard matrix has their number of rows",)}
-        return Edit(rewritten=rewritten, equivalence=online, taps=taps, rows=rows)
+            random = Hadamard.random(named_key(key, "values"), wiring.values[0].head_dim)
+            rewritten |= rotate_values(leaves | rewritten, wiring, random)
+        return turned(stage, wiring, key, rewritten, sites if scores else (), down, heads, block)
 
     size = "" if block is None else f" {block}"
     return stateless(f"rotate {' '.join(chosen)}{size}", "model", edit)
+
+
+def wired(name: str, stage: Stage, scores: bool) -> Topology:
+    """The wiring a rotation of the network needs, or ValueError."""
+    if stage.topology is None:
+        raise ValueError(
+            f"{name}: which leaves share a stream is not known of this function; give run(topology=Topology(...))"
+        )
+    if scores and not stage.topology.scores:
+        raise ValueError(f"{name}: the topology lists no queries and keys; give scores=False")
+    return stage.topology
+
+
+def width(stage: Stage, wiring: Topology) -> int:
+    """Channels of the residual stream."""
+    port = wiring.writers[0]
+    return stage.reference[port.path].shape[port.axis]
+
+
+def turned(
+    stage: Stage,
+    wiring: Topology,
+    key: jax.Array,
+    rewritten: Mapping[str, Any],
+    sites: tuple[str, ...],
+    down: bool,
+    heads: bool,
+    block: int | None = None,
+) -> Edit:
+    """The edit of a rotated network: what was rewritten, the rotations that stay online, taps on the sites."""
+    online, unmixed = online_rotations(stage.reference, wiring, key, down, heads, block)
+    taps = {site: Hadamard(None, wiring.scores[0].head_dim) for site in sites}
+    rows: dict[str, Any] = {path: {} for path in stage.targets if path in rewritten or path in online}
+    for path in unmixed:
+        if path in stage.targets:
+            rows[path] = {"warnings": ("its heads are not mixed: no Hadamard matrix has their number of rows",)}
+    return Edit(rewritten=rewritten, equivalence=online, taps=taps, rows=rows)
+
+
+def online_rotations(
+    leaves: Mapping[str, Any], wiring: Topology, key: jax.Array, down: bool, heads: bool, block: int | None = None
+) -> tuple[dict[str, Map], list[str]]:
+    """Random Hadamard maps before down projections and across heads, by leaf; the leaves whose heads stay unmixed."""
+    online: dict[str, Map] = {}
+    for product in wiring.products if down else ():
+        port = product.down
+        *stacked, size, _ = jnp.moveaxis(leaves[port.path], port.axis, -2).shape
+        signs = jax.random.rademacher(named_key(key, port.path), (*stacked, size), jnp.int8)
+        online[port.path] = Hadamard(signs, size if block is None else block)
+    unmixed = []
+    for v in wiring.values if heads else ():
+        m = across_heads(v, jnp.moveaxis(leaves[v.o.path], v.o.axis, -2).shape[:-2])
+        if m is None:
+            unmixed.append(v.o.path)
+        else:
+            online[v.o.path] = m
+    return online, unmixed
 
 
 def across_heads(values: Values, stacked: tuple[int, ...] = ()) -> Kronecker | None:

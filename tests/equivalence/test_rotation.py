@@ -96,7 +96,9 @@ def test_the_same_key_gives_the_same_signs():
 
 
 BAD = {
-    "nothing is left to turn": lambda m, p, t: rotate(stream=False, values=False, scores=False, down=False),
+    "nothing is left to turn": lambda m, p, t: rotate(
+        stream=False, values=False, scores=False, down=False, heads=False
+    ),
     "which leaves share a stream is not known": lambda m, p, t: qjax.run(rotate(), m.__call__, p, [t]),
     "already approximated; put rewrites": lambda m, p, t: qjax.run(qjax.chain(qjax.rtn("int8"), rotate()), m, p, [t]),
     "only a rotation keeps lengths, Diag": lambda m, p, t: rotate_stream(
