@@ -27,5 +27,5 @@ def get_config() -> ml_collections.ConfigDict:
         "quarot": {"method": "rtn", "activations": "int4_affine", "clip": 1.0},
     }
     config.calibration = {"windows": 8, "length": 256, "batch": 2}
-    config.claims = (("spinquant rtn 10", "quarot rtn int4_affine"),)
+    config.claims = (("spinquant", "quarot"),)
     return config

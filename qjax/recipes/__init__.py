@@ -50,6 +50,7 @@ from qjax.recipes.nagel2021_white_paper import white_paper
 from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
 from qjax.recipes.plain_cache import kv_cache
 from qjax.recipes.round_to_nearest import rtn
+from qjax.recipes.sun2024_flatquant import flatquant
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.wang2024_bitstack import bitstack
 from qjax.recipes.wei2023_outlier_suppression_plus import outlier_suppression_plus
@@ -85,6 +86,7 @@ __all__ = [
     "decoupleq",
     "duquant",
     "eora",
+    "flatquant",
     "flexround",
     "framequant",
     "frames",

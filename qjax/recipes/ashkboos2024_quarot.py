@@ -28,8 +28,8 @@ def quarot(
     `clip` is the share of a token's range that its activations keep. None leaves activations or cache in float.
     """
     weights = {
-        "gptq": lambda: transforms.gptq(format, range=ranges.mse),
-        "rtn": lambda: transforms.rtn(format, range=ranges.mse),
+        "gptq": lambda: transforms.gptq(format, range=ranges.mse()),
+        "rtn": lambda: transforms.rtn(format, range=ranges.mse()),
     }
     if method not in weights:
         raise ValueError(f"quarot: method {method!r} is neither 'gptq' nor 'rtn'")

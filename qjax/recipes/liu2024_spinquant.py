@@ -31,7 +31,7 @@ def spinquant(
         raise ValueError(f"spinquant: method {method!r} is neither 'gptq' nor 'rtn'")
     chosen = [
         transforms.learn_rotation(activations, None if method == "gptq" else format, steps=steps, rate=rate),
-        weights[method](format, range=ranges.mse),
+        weights[method](format, range=ranges.mse()),
         transforms.act_quantize(activations),
     ]
     if cache is not None:

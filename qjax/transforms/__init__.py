@@ -30,6 +30,7 @@ from qjax.transforms.edits import NotEquivalent as NotEquivalent
 from qjax.transforms.engine import plan as plan
 from qjax.transforms.engine import run as run
 from qjax.transforms.equalizing import equalize as equalize
+from qjax.transforms.flattening import learn_affine as learn_affine
 from qjax.transforms.learning import learn as learn
 from qjax.transforms.matrices import correct_with as correct_with
 from qjax.transforms.matrices import quantize_with as quantize_with

@@ -122,7 +122,7 @@ def absorbed(path: str, leaf: Any, m: Any, use: Use) -> Any:
     dtype, w = core.matrix.dtype, core.matrix.astype(jnp.float32)
     for part in m.maps if isinstance(m, Composed) else (m,):
         try:
-            w, bias = _countered(part, w)
+            w, bias = countered(part, w)
         except NotAffine as e:
             raise ValueError(f"{path}: {type(part).__name__} has no inverse and cannot be an equivalence") from e
         core = core.behind(part).adding(bias)
@@ -130,7 +130,7 @@ def absorbed(path: str, leaf: Any, m: Any, use: Use) -> Any:
 
 
 @jax.jit
-def _countered(m: Map, w: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+def countered(m: Map, w: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """The matrix and bias that behind m are w."""
     return Pre(m.inverse(), w).affine()
 

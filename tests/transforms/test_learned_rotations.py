@@ -12,10 +12,11 @@ from scipy.cluster import vq
 import qjax
 from qjax import recipes, transforms
 from qjax.models import Architecture, Decoder
-from qjax.operators import Permute, Quantize
+from qjax.operators import Diag, Permute, Quantize
 from qjax.reconstruct import cayley_sgd
 from qjax.solvers.channel_clusters import by_range
 from tests import draw
+from tests.transforms import toy
 
 MODEL = Decoder(Architecture(vocab=40, width=16, layers=1, heads=4, kv_heads=2, head_dim=4, ffn=16))
 
@@ -71,12 +72,32 @@ def test_spinquant_keeps_the_network_and_lowers_the_loss_of_rounded_inputs():
     p = draw.parameters(MODEL.arch)
     p = {**p, "embed": p["embed"].at[:, 5].multiply(20.0)}
     tokens = [draw.integers(seed, 0, 40, 2, 9) for seed in (1, 2)]
-    q, report = qjax.run(transforms.learn_rotation("int4_affine", "int4_channel", steps=8), MODEL, p, tokens)
+    recipe = recipes.spinquant(method="rtn", cache=None, steps=8)
+    q, report = qjax.run(recipe[:1], MODEL, p, tokens)
     a, b = MODEL(p, tokens[0]), jax.jit(qjax.tapped(MODEL))(q, tokens[0])
     assert float(jnp.max(jnp.linalg.norm(a - b, axis=-1) / jnp.linalg.norm(a, axis=-1))) <= 5e-5
     assert set(q.taps) == {"*/attn/query", "*/attn/key"}
     row = next(row for row in report.rows if row["path"] == "layers/0/ffn/down")
     assert row["error_after"] < 0.95 * row["error_before"]
+
+
+def test_flatquant_keeps_each_block_and_lowers_its_error():
+    p, batches = toy.params(), [b.at[:, 3].multiply(20.0) for b in toy.batches()]
+    recipe = recipes.flatquant("int4_f32", "int4_f32", cache=None, steps=30)
+    q, report = qjax.run(recipe[:1], toy.model, p, batches)
+    fn = jax.jit(qjax.quantized(toy.model, strict=True))
+    for x in batches:
+        want = toy.model(p, x)
+        assert float(jnp.linalg.norm(fn(q, x) - want)) <= 5e-5 * float(jnp.linalg.norm(want))
+    op = q["layers"]["1"]["down"]
+    assert isinstance(op.T, Diag) and [f.shape for f in op.op.T.factors] == [(4, 4), (8, 8)]
+    assert all(row["error_after"] < 0.9 * row["error_before"] for row in report.rows)
+    plain = qjax.chain(*recipe[1:])
+    errors = [
+        sum(float(jnp.linalg.norm(qjax.quantized(toy.model)(leaves, x) - toy.model(p, x))) for x in batches)
+        for leaves in (qjax.run(r, toy.model, p, batches)[0] for r in (recipe, plain))
+    ]
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_clusters_are_those_of_another_k_means():
@@ -132,6 +153,7 @@ BAD = {
     "20 clusters of its 12 inputs": lambda: qjax.run(
         transforms.reorder_channels(20), linear, {"w": jnp.ones((12, 4))}, [jnp.ones((3, 12))], schedule="whole"
     ),
+    "-2 steps at rate": lambda: transforms.learn_affine(steps=-2),
     "-1 steps at rate": lambda: transforms.learn_rotation(steps=-1),
     "which leaves share a stream": lambda: qjax.run(
         transforms.learn_rotation(), linear, {"w": jnp.ones((12, 4))}, [jnp.ones((3, 12))], schedule="whole"
