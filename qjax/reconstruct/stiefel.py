@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import optax
 
 
-class Count(NamedTuple):
+class Taken(NamedTuple):
     """Steps taken, int32."""
 
-    count: jax.Array
+    steps: jax.Array
 
 
 def cayley_sgd(rate: float | optax.Schedule, iterations: int = 5) -> optax.GradientTransformation:
@@ -30,16 +30,16 @@ def cayley_sgd(rate: float | optax.Schedule, iterations: int = 5) -> optax.Gradi
     needs the parameters.
     """
 
-    def init(params: Any) -> Count:
+    def init(params: Any) -> Taken:
         del params
-        return Count(jnp.zeros((), jnp.int32))
+        return Taken(jnp.zeros((), jnp.int32))
 
-    def update(gradient: Any, state: Count, params: Any = None) -> tuple[Any, Count]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
-            raise ValueError("cayley_sgd: update(gradient, state, params) needs the parameters")
-        step = jnp.asarray(rate(state.count) if callable(rate) else rate, jnp.float32)
-        moved = jax.tree.map(lambda x, g: _moved(x, g, step, iterations) - x, params, gradient)
-        return moved, Count(state.count + 1)
+            raise ValueError("cayley_sgd: update(updates, state, params) needs the parameters")
+        step = jnp.asarray(rate(state.steps) if callable(rate) else rate, jnp.float32)
+        moved = jax.tree.map(lambda x, g: _moved(x, g, step, iterations) - x, params, updates)
+        return moved, Taken(state.steps + 1)
 
     return optax.GradientTransformation(init, update)
 
