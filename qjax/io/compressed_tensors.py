@@ -155,6 +155,8 @@ def schemes(config: Mapping[str, Any]) -> Callable[[str], Scheme | None]:
         raise ValueError(f"compressed-tensors: config_groups must be groups of settings, not {groups!r}")
     found = [(list(group["targets"]), _scheme(name, group, config)) for name, group in groups.items()]
     ignore = list(config.get("ignore") or [])
+    for targets in (ignore, *(targets for targets, _ in found)):
+        _match("", targets)  # patterns that are none are told now
 
     def of(module: str) -> Scheme | None:
         if _match(module, ignore):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,5 +28,5 @@ def schemes(config: Mapping[str, Any] | None) -> Callable[[str], Scheme | None]:
         raise ValueError(f"quant_method {method!r} cannot be read, only {', '.join(CONTAINERS)}; load a float model")
     try:
         return CONTAINERS[method].schemes(config)
-    except (KeyError, TypeError, AttributeError) as error:  # settings of another structure
+    except (KeyError, TypeError, AttributeError, re.error) as error:  # settings of another structure
         raise ValueError(f"quantization_config of {method} is malformed ({type(error).__name__}: {error})") from error

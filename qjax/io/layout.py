@@ -75,7 +75,6 @@ class Layout(NamedTuple):
     group: int | None = None
     inputs_first: bool = False
     whole: bool = False
-    affine: bool = True
 
     @property
     def parts(self) -> set[Part]:
@@ -156,8 +155,6 @@ def fits(leaf: Leaf, layout: Layout) -> bool:
         return False
     if layout.group not in (None, q.meta.block[0]) or q.meta.offset not in (None, "zero_point"):
         return False
-    if _is_affine(q) and not layout.affine:
-        return False
     return _scale_dtype(q.scales[0]) in layout.scale and (leaf.order is None or "groups" in layout.parts)
 
 
@@ -181,9 +178,10 @@ def write(path: str, leaf: Leaf, layout: Layout, dtype: str) -> dict[str, np.nda
                     'as it is (layout="gptq_v2", or to="awq")'
                 )
         if tensor.reciprocal:
-            a = np.float32(1) / a
-        if tensor.part == "scale" and not tensor.dtype:
-            tensor = tensor._replace(dtype=dtype)
+            a = _inverse(f"{path} as {tensor.name}", a)
+        if tensor.part == "scale":
+            tensor = tensor._replace(dtype=tensor.dtype or dtype)
+            a = a.reshape(1) if strategy(q.meta.block) == "tensor" else a
         out[tensor.name] = _laid_out(f"{path} as {tensor.name}", a, tensor, layout, q.meta.element.bits)
     return out | inputs.write(path, leaf.rounding, dtype)
 
@@ -216,7 +214,7 @@ def read(module: str, tensors: Mapping[str, np.ndarray], scheme: Scheme, shape: 
             a = a.astype(np.int16) + (2 ** (bits - 1) if tensor.shift == "half" else tensor.shift)
             if a.min() < 0 or a.max() >= 2**bits:
                 raise ValueError(f"{module}.{tensor.name} holds {int(a.max())}, which is no code of {bits} bits")
-        parts[tensor.part] = np.float32(1) / a if tensor.reciprocal else a
+        parts[tensor.part] = _inverse(f"{module}.{tensor.name}", a) if tensor.reciprocal else a
     if "shape" in parts and parts["shape"].tolist() != [shape[1], shape[0]]:
         raise ValueError(f"{module}.weight_shape is {parts['shape'].tolist()}, the model needs {[shape[1], shape[0]]}")
     order = None
@@ -225,6 +223,14 @@ def read(module: str, tensors: Mapping[str, np.ndarray], scheme: Scheme, shape: 
     q = _assembled(module, parts, scheme, shape)
     node: Any = q if order is None else Columns((q,), jnp.asarray(order, jnp.int32))
     return node if scheme.inputs is None else Pre(inputs.read(module, scheme.inputs, tensors), node)
+
+
+def _inverse(what: str, a: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):  # told here
+        inverse = np.float32(1) / a
+    if not np.all(np.isfinite(inverse)) or not np.all(inverse):
+        raise ValueError(f"{what}: {a.flat[0]} has no reciprocal in float32")
+    return inverse
 
 
 def _is_affine(q: QArray) -> bool:
@@ -283,8 +289,6 @@ def _laid_out(what: str, a: np.ndarray, tensor: Tensor, layout: Layout, bits: in
         if tensor.order:
             a = a.reshape(*a.shape[:-1], -1, len(tensor.order))[..., list(tensor.order)].reshape(a.shape)
         a = np.moveaxis(np.asarray(_packed(a, bits, tensor.dtype == "int32")), -1, tensor.packed)
-    elif tensor.part == "scale" and layout.strategies and a.size == 1 and "tensor" in layout.strategies:
-        a, matrix = a.reshape(1), False
     stored = exactly(what, a, tensor.dtype)
     return np.ascontiguousarray(stored.T if matrix and layout.inputs_first else stored)
 
@@ -334,7 +338,7 @@ def _taken_up(what: str, a: np.ndarray, tensor: Tensor, scheme: Scheme, shape: B
     expected[tensor.packed] = -(-n * bits // unit)
     padded = list(size)
     padded[tensor.packed] = -(-n // (unit // bits))
-    if a.shape not in (tuple(expected), tuple(padded)):
+    if a.shape != tuple(expected) and (scheme.layout.whole or a.shape != tuple(padded)):
         raise ValueError(f"{what} has shape {a.shape}, {size} codes of {bits} bits need {tuple(expected)}")
     a = np.moveaxis(a, tensor.packed, -1)
     if a.shape[-1] == expected[tensor.packed]:
@@ -363,7 +367,11 @@ def _sorted(module: str, groups: np.ndarray, codes: np.ndarray, size: int) -> tu
 def _assembled(module: str, parts: Mapping[str, np.ndarray], scheme: Scheme, shape: Block) -> QArray:
     """The quantized array [inputs, outputs] of parts [outputs, inputs]."""
     e, offset = scheme.element, None
-    codes, scale = parts["codes"].T, jnp.asarray(narrowest(np.ascontiguousarray(parts["scale"].T)))
+    codes, values = parts["codes"].T, np.ascontiguousarray(parts["scale"].T)
+    values = values.view(ml_dtypes.float8_e8m0fnu) if values.dtype == np.uint8 else narrowest(values)
+    if not np.all(np.isfinite(values.astype(np.float32))):
+        raise ValueError(f"{module}: a scale is not finite")
+    scale: Array | QArray = jnp.asarray(values)
     if isinstance(e, Int):
         half = 2 ** (e.bits - 1)
         zero = parts.get("zero", np.full((1, 1), half)).T
@@ -376,11 +384,6 @@ def _assembled(module: str, parts: Mapping[str, np.ndarray], scheme: Scheme, sha
     if "tensor_scale" in parts:
         meta = Meta(E4M3, (FULL, FULL))
         tensor = jnp.asarray(parts["tensor_scale"].reshape(1, 1))
-        scale = QArray(jax.lax.bitcast_convert_type(scale, jnp.uint8), (tensor,), None, None, meta)
-    elif scale.dtype == jnp.uint8:
-        scale = jax.lax.bitcast_convert_type(scale, jnp.float8_e8m0fnu)
-    for values in (scale.scales[0] if isinstance(scale, QArray) else scale,):
-        if not np.all(np.isfinite(np.asarray(values).astype(np.float32))):
-            raise ValueError(f"{module}: a scale is not finite")
+        scale = QArray(jnp.asarray(values.view(np.uint8)), (tensor,), None, None, meta)
     meta = Meta(e, scheme.block, "zero_point" if offset is not None else None)
     return QArray(jnp.asarray(np.ascontiguousarray(codes), e.code_dtype), (scale,), offset, None, meta)

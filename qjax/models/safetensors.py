@@ -41,6 +41,7 @@ GLOBAL = {"model.embed_tokens.weight": "embed", "model.norm.weight": "norm/scale
 # Written by old versions of transformers; computed here.
 DERIVED = "rotary_emb.inv_freq"
 FLOATS = ("float32", "float16", "bfloat16")
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rms_norm_eps")
 TO_HF = {ours: theirs for theirs, ours in (LAYER | GLOBAL).items()}
 
 
@@ -54,9 +55,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json, so it is not a model folder")
-    config = json.loads(path.read_text())
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no settings but {type(config).__name__}")
+    config = _settings(path)
     if config.get("model_type") != "llama":
         raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, only 'llama' can be read")
     return config
@@ -70,6 +69,8 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
     """
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act is {config['hidden_act']!r}, only 'silu' is supported")
+    if missing := [key for key in SIZES if not isinstance(config.get(key), int | float)]:
+        raise ValueError(f"config.json has no number for {', '.join(missing)}")
     heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
     head_dim = int(config.get("head_dim") or width // heads)
     # transformers 5 keeps theta and the scaling together; before, they were two keys.
@@ -153,10 +154,10 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
         leaves[path] = w.T if w.ndim == 2 and path != "embed" else w
     for module, tensors in modules.items():
         path, found = _path(f"{module}.weight", arch), scheme(module)
-        if path is None or found is None:
-            continue
-        if path not in arch.shapes:
-            raise ValueError(f"the checkpoint has a quantized {module}, the architecture has no {path}")
+        if found is None or path not in arch.shapes:
+            raise ValueError(
+                f"the checkpoint has a quantized {module}, the architecture has no {path or 'such matrix'}"
+            )
         inputs, outputs = arch.shapes[path]
         leaves[path] = layout.read(module, tensors, found, (inputs, outputs))
     return nest(checked(leaves, arch))
@@ -187,8 +188,7 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
 def _files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
-        where = json.loads(index.read_text())
-        names = where.get("weight_map") if isinstance(where, dict) else None
+        names = _settings(index).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise ValueError(f"{index} has no weight_map of file names")
         names = sorted(set(names.values()))
@@ -202,6 +202,17 @@ def _files(folder: Path) -> list[Path]:
             raise FileNotFoundError(f"{folder} lacks {name}")
         files.append(folder / name)
     return files
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings but {type(settings).__name__}")
+    return settings
 
 
 def _linear(module: str) -> bool:

@@ -399,6 +399,8 @@ HOSTILE = {
     "cache": ({"kv_cache_scheme": {"num_bits": 8}}, None, "kv_cache_scheme"),
     "rotations": ({"transform_config": {"config_groups": {"u": {}}}}, None, "transform_config"),
     "format": ({"format": "marlin-24"}, None, "'marlin-24' is none of"),
+    "pattern": ({"ignore": ["re:("]}, None, "malformed"),
+    "tied": ({"ignore": []}, lambda t: t.update({"lm_head.weight_scale": t[Q + "weight_scale"]}), "lm_head lacks"),
     "bits": (("weights", {"num_bits": 9}), None, "holds no int of 9 bits"),
     "strategy": (("weights", {"strategy": "attn_head"}), None, "'attn_head'"),
     "group": (("weights", {"group_size": 16}), None, "weight_scale has shape"),

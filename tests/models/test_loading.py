@@ -121,6 +121,7 @@ def test_biases(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {}}, "quant_method None cannot be read"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
+        ({"num_hidden_layers": None}, "no number for num_hidden_layers"),
         ({"num_hidden_layers": 3}, "lacks layers/2/"),
         ({"num_hidden_layers": 1}, "does not know: layers/1/"),
         ({"intermediate_size": 16}, "shape"),
