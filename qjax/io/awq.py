@@ -47,7 +47,9 @@ def schemes(config: Mapping[str, Any]) -> Callable[[str], Scheme | None]:
     bits, size, version = config["bits"], config["group_size"], str(config.get("version", "gemm")).lower()
     if version != "gemm" or bits != 4 or not isinstance(size, int) or not (size == -1 or size > 0):
         raise ValueError(f"awq: version {version!r} of {bits!r} bits, group_size={size!r}, cannot be read; only gemm")
-    kept = [*(config.get("modules_to_not_convert") or []), "lm_head"]
+    kept = ["lm_head", *(config.get("modules_to_not_convert") or [])]
+    if not all(isinstance(name, str) for name in kept):
+        raise ValueError(f"awq: modules_to_not_convert are {kept[1:]}, not names")
     scheme = Scheme(GEMM, Int(4), (FULL if size == -1 else size, 1))
 
     def of(module: str) -> Scheme | None:

@@ -24,7 +24,7 @@ def schemes(config: Mapping[str, Any] | None) -> Callable[[str], Scheme | None]:
     if config is None:
         return lambda module: None
     method = config.get("quant_method") if isinstance(config, Mapping) else None
-    if method not in CONTAINERS:
+    if not isinstance(method, str) or method not in CONTAINERS:
         raise ValueError(f"quant_method {method!r} cannot be read, only {', '.join(CONTAINERS)}; load a float model")
     try:
         return CONTAINERS[method].schemes(config)

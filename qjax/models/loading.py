@@ -85,4 +85,4 @@ def _fetched(repo: str) -> Path:
 
 def _first(ids: int | list[int] | None) -> int | None:
     """Some models name several end tokens; the first is the usual one."""
-    return ids[0] if isinstance(ids, list) else ids
+    return next(iter(ids), None) if isinstance(ids, list) else ids

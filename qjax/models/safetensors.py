@@ -42,6 +42,8 @@ GLOBAL = {"model.embed_tokens.weight": "embed", "model.norm.weight": "norm/scale
 DERIVED = "rotary_emb.inv_freq"
 FLOATS = ("float32", "float16", "bfloat16")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rms_norm_eps")
+# RoPE divisors are a tuple: a number like 2^40 must not be tried.
+WIDEST = 2**14
 TO_HF = {ours: theirs for theirs, ours in (LAYER | GLOBAL).items()}
 
 
@@ -65,14 +67,23 @@ def read_architecture(config: dict[str, Any]) -> Architecture:
     """Sizes and variants from a config.json.
 
     Raises:
-        ValueError: for a variant that the decoder does not have, naming the key.
+        ValueError: for a variant that the decoder does not have, naming the key, or settings of another structure.
     """
+    try:
+        return _architecture(config)
+    except (AttributeError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(f"config.json is malformed ({type(error).__name__}: {error})") from error
+
+
+def _architecture(config: dict[str, Any]) -> Architecture:
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act is {config['hidden_act']!r}, only 'silu' is supported")
     if missing := [key for key in SIZES if not isinstance(config.get(key), int | float)]:
         raise ValueError(f"config.json has no number for {', '.join(missing)}")
     heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
-    head_dim = int(config.get("head_dim") or width // heads)
+    head_dim = int(config.get("head_dim") or width // max(heads, 1))
+    if head_dim > WIDEST:
+        raise ValueError(f"head_dim is {head_dim}; heads have at most {WIDEST} channels")
     # transformers 5 keeps theta and the scaling together; before, they were two keys.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(config.get("rope_theta") or rope.get("rope_theta", 10000.0))
@@ -138,9 +149,12 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
         ValueError: for tensors that are missing, unknown, of another shape or type, naming them; and for a
             `quantization_config` that is unknown.
     """
-    scheme, leaves = schemes(config.get("quantization_config")), {}
+    scheme, leaves, stored = schemes(config.get("quantization_config")), {}, _tensors(folder)
+    if arch.layers > len(stored):  # before a name is made for each
+        raise ValueError(f"{folder} has {len(stored)} tensors, too few for num_hidden_layers={arch.layers}")
+    shapes = arch.shapes
     modules: dict[str, dict[str, np.ndarray]] = {}
-    for name, tensor in _tensors(folder).items():
+    for name, tensor in stored.items():
         module, _, suffix = name.rpartition(".")
         if suffix != "bias" and _linear(module) and scheme(module) is not None:
             modules.setdefault(module, {})[suffix] = tensor
@@ -154,11 +168,11 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
         leaves[path] = w.T if w.ndim == 2 and path != "embed" else w
     for module, tensors in modules.items():
         path, found = _path(f"{module}.weight", arch), scheme(module)
-        if found is None or path not in arch.shapes:
+        if found is None or path not in shapes:
             raise ValueError(
                 f"the checkpoint has a quantized {module}, the architecture has no {path or 'such matrix'}"
             )
-        inputs, outputs = arch.shapes[path]
+        inputs, outputs = shapes[path]
         leaves[path] = layout.read(module, tensors, found, (inputs, outputs))
     return nest(checked(leaves, arch))
 

@@ -10,19 +10,15 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import tokenizers
 from safetensors.numpy import save_file
 
 import qjax
 from qjax.io.tensors import open_tensors
-from qjax.models import Architecture, Decoder, Tokenizer, load, stack_layers
-from qjax.models.decoder import nest
+from qjax.models import Decoder, load, stack_layers
 from qjax.operators import Quantize
 from qjax.trace.paths import leaves_with_paths, replace_leaves
+from tests.io.checkpoints import ARCH, MODEL, WORDS, draw, parameters, same
 
-ARCH = Architecture(vocab=8, width=64, layers=2, heads=4, kv_heads=4, head_dim=16, ffn=96, tied=False)
-MODEL = Decoder(ARCH)
-WORDS = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a")), bos=0)
 FORMATS = {
     "layers/0/attn/q": "int4_g32",
     "layers/0/attn/k": "int4_g32_affine",
@@ -41,38 +37,9 @@ FORMATS = {
 }
 
 
-def draw(fmt, shape=(64, 64), seed=0):
-    """A quantized matrix of any finite codes, scales and zeros: nothing is compiled, and every code occurs."""
-    fmt, random = qjax.as_format(fmt), np.random.default_rng(seed)
-    block = (fmt.block, fmt.across)
-    grid = tuple(1 if b == qjax.FULL else n // b for n, b in zip(shape, block, strict=True))
-    values = fmt.element.values()
-    valid = np.flatnonzero(np.isfinite(values) & (values >= fmt.element.min))
-    codes = random.choice(valid, shape)
-    if np.dtype(fmt.element.code_dtype).kind == "i":
-        codes = values[codes]
-    scale = 2.0 ** random.integers(-6, 3, grid)
-    if isinstance(fmt.scale, qjax.Format):
-        inner = qjax.QArray(
-            jnp.asarray(random.integers(1, 127, grid), jnp.uint8),
-            (jnp.full((1, 1), 0.00123, jnp.float32),),
-            *(None, None, qjax.Meta(fmt.scale.element, (qjax.FULL, qjax.FULL))),
-        )
-    else:
-        wide = np.dtype(getattr(ml_dtypes, fmt.scale, fmt.scale)).itemsize > 1
-        inner = jnp.asarray(scale * random.uniform(1, 2, grid) if wide else scale).astype(fmt.scale)
-    zero = None
-    if fmt.offset == "zero_point":
-        zero = jnp.asarray(random.integers(1, int(fmt.element.max) + 1, grid), fmt.element.code_dtype)
-    codes = jnp.asarray(codes, fmt.element.code_dtype)
-    return qjax.QArray(codes, (inner,), zero, None, qjax.Meta(fmt.element, block, fmt.offset))
-
-
 @pytest.fixture(scope="module")
 def params():
-    random = np.random.default_rng(0)
-    shapes = ARCH.shapes.items()
-    return nest({path: jnp.asarray(random.normal(size=shape), jnp.float32) for path, shape in shapes})
+    return parameters()
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +53,6 @@ def folder(mixed, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "m"
     qjax.io.export(path, MODEL, mixed, to="compressed-tensors", tokenizer=WORDS, shard=20000)
     return path
-
-
-def same(a, b):
-    """Two trees with the same leaves, bit for bit."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype and x.shape == y.shape
-        np.testing.assert_array_equal(np.asarray(x).view(np.uint8), np.asarray(y).view(np.uint8))
 
 
 def integers(packed, bits, n):
@@ -309,38 +268,6 @@ def test_gptq_and_awq_refuse_what_they_cannot_hold(params, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "marlin"}, "'marlin'"),
-        ({"quant_method": "gptq", "bits": 5, "group_size": 32}, "bits=5"),
-        ({"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {"+:q": {"bits": 8}}}, "dynamic"),
-        ({"quant_method": "gptq", "bits": 4}, "malformed.*group_size"),
-        ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv"}, "'gemv'"),
-        ({"quant_method": "awq", "bits": 4, "group_size": 0}, "group_size=0"),
-    ],
-)
-def test_gptq_and_awq_settings_that_are_refused(small, tmp_path, config, message):
-    folder_config = json.loads((small / "config.json").read_text()) | {"quantization_config": config}
-    (tmp_path / "config.json").write_text(json.dumps(folder_config))
-    WORDS.write(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        load(tmp_path)
-
-
-def test_a_group_index_that_makes_no_blocks_is_refused(params, tmp_path):
-    name = "model.layers.0.self_attn.q_proj.g_idx"
-    leaves = leaves_with_paths(params)
-    kernels = [p for p, w in leaves.items() if w.ndim == 2 and "/" in p]
-    tree = replace_leaves(params, {p: draw("int4_g32_f16", leaves[p].shape) for p in kernels})
-    qjax.io.export(tmp_path / "m", MODEL, tree, to="gptq", tokenizer=WORDS)
-    tensors = {k: np.array(v) for k, v in open_tensors(tmp_path / "m" / "model.safetensors").items()}
-    tensors[name][5] = 1
-    save_file(tensors, tmp_path / "m" / "model.safetensors")
-    with pytest.raises(ValueError, match="g_idx does not put 32 inputs"):
-        load(tmp_path / "m")
-
-
 REFUSED = {
     "a rotation": (lambda w: rotated(draw("int4_g32")), "qjax.fold"),
     "low rank": (lambda w: qjax.Sum((draw("int4"), qjax.Factored(w[:, :1], w[:1]))), "Sum"),
@@ -390,61 +317,3 @@ def test_fused_matrices_with_several_tensor_scales_are_pointed_out(params, tmp_p
     qs["layers/1/ffn/up"] = double
     with pytest.warns(UserWarning, match="layers/1: ffn/gate, ffn/up have tensor scales"):
         qjax.io.export(tmp_path / "m", MODEL, replace_leaves(params, qs), to="compressed-tensors")
-
-
-Q = "model.layers.0.self_attn.q_proj."
-HOSTILE = {
-    "method": ({"quant_method": "aqlm"}, None, "'aqlm' cannot be read"),
-    "groups": ({"config_groups": ["W4A16"]}, None, "config_groups"),
-    "cache": ({"kv_cache_scheme": {"num_bits": 8}}, None, "kv_cache_scheme"),
-    "rotations": ({"transform_config": {"config_groups": {"u": {}}}}, None, "transform_config"),
-    "format": ({"format": "marlin-24"}, None, "'marlin-24' is none of"),
-    "pattern": ({"ignore": ["re:("]}, None, "malformed"),
-    "tied": ({"ignore": []}, lambda t: t.update({"lm_head.weight_scale": t[Q + "weight_scale"]}), "lm_head lacks"),
-    "bits": (("weights", {"num_bits": 9}), None, "holds no int of 9 bits"),
-    "strategy": (("weights", {"strategy": "attn_head"}), None, "'attn_head'"),
-    "group": (("weights", {"group_size": 16}), None, "weight_scale has shape"),
-    "symmetry": (("weights", {"symmetric": False}), None, "lacks weight_zero_point"),
-    "inputs": (("input_activations", {"num_bits": 8, "dynamic": False}), None, "input_activations"),
-    "static": (("input_activations", {"strategy": "tensor", "dynamic": False}), None, "one positive input_scale"),
-    "division": (("weights", {"group_size": 40}), None, "blocks of .40, 1. .* do not divide"),
-    "a missing tensor": ({}, lambda t: t.pop(Q + "weight_scale"), "lacks weight_scale"),
-    "an unknown tensor": ({}, lambda t: t.update({Q + "weight_g_idx": np.zeros(64, np.int32)}), "weight_g_idx"),
-    "a wrong shape": ({}, lambda t: t.update({Q + "weight_packed": t[Q + "weight_packed"][:, 1:].copy()}), "has shape"),
-    "a wrong dtype": ({}, lambda t: t.update({Q + "weight_packed": np.zeros((64, 8), np.int64)}), "is int64"),
-    "a wrong size": ({}, lambda t: t.update({Q + "weight_shape": np.array([1, 1])}), "weight_shape is"),
-    "no number": ({}, lambda t: t.update({Q + "weight_scale": np.full((64, 2), np.nan, np.float32)}), "not finite"),
-    "no such layer": ({}, lambda t: t.update({Q.replace("0", "7") + "bits": t[Q + "weight_shape"]}), "layers/7"),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def small(params, tmp_path_factory):
-    """Settings and tensors of a checkpoint to be tampered with."""
-    path = tmp_path_factory.mktemp("small") / "m"
-    leaves = leaves_with_paths(params)
-    kernels = [p for p, w in leaves.items() if w.ndim == 2 and "/" in p]
-    qparams = replace_leaves(params, {p: draw("int4_g32", leaves[p].shape) for p in kernels})
-    qjax.io.export(path, MODEL, qparams, to="compressed-tensors", tokenizer=WORDS)
-    return path
-
-
-@pytest.mark.parametrize("case", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_folders_are_refused(small, tmp_path, case):
-    change, tamper, message = case
-    config = json.loads((small / "config.json").read_text())
-    if isinstance(change, tuple):
-        group = config["quantization_config"]["config_groups"]["group_0"]
-        group[change[0]] = (group[change[0]] or {}) | change[1]
-    else:
-        config["quantization_config"] |= change
-    if "format" in change:
-        config["quantization_config"]["config_groups"]["group_0"].pop("format")
-    tensors = {name: np.array(tensor) for name, tensor in open_tensors(small / "model.safetensors").items()}
-    if tamper is not None:
-        tamper(tensors)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(tensors, tmp_path / "model.safetensors")
-    WORDS.write(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        load(tmp_path)

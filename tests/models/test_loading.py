@@ -121,6 +121,8 @@ def test_biases(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {}}, "quant_method None cannot be read"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
+        ({"num_hidden_layers": 2**40}, "too few for num_hidden_layers"),
+        ({"head_dim": 2**40, "rope_scaling": {"type": "linear", "factor": 2.0}}, "at most"),
         ({"num_hidden_layers": None}, "no number for num_hidden_layers"),
         ({"num_hidden_layers": 3}, "lacks layers/2/"),
         ({"num_hidden_layers": 1}, "does not know: layers/1/"),
