@@ -42,6 +42,7 @@ from qjax.recipes.lin2024_duquant import duquant
 from qjax.recipes.liu2024_crossquant import crossquant
 from qjax.recipes.liu2024_eora import eora
 from qjax.recipes.liu2024_spinquant import spinquant
+from qjax.recipes.mckinstry2018_faq import faq
 from qjax.recipes.mean_magnitude import absmean
 from qjax.recipes.nagel2019_bias_correction import bias_correction
 from qjax.recipes.nagel2019_data_free import data_free
@@ -86,6 +87,7 @@ __all__ = [
     "decoupleq",
     "duquant",
     "eora",
+    "faq",
     "flatquant",
     "flexround",
     "framequant",

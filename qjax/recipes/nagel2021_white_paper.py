@@ -3,7 +3,8 @@
 Catalogue B24. Cross-layer equalization; weights with ranges of least squared error, rounded by AdaRound, or to nearest
 with bias correction where there is no time to learn; activations with one static range of least squared error. The
 older white paper (Krishnamoorthi 2018, arXiv:1806.08342) has ranges by channel and no equalization, which is
-`recipes.int8_workflow`. Of both, the quantization-aware training that may follow is not here.
+`recipes.int8_workflow`. Of both, training with learned ranges is not here; `transforms.fine_tune` trains the weights
+under given ones.
 """
 
 from __future__ import annotations

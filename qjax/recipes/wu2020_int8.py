@@ -4,7 +4,7 @@ Catalogue B23. Weights by the largest magnitude of each output channel; activati
 calibrated as the largest magnitude, a percentile of 99.9, 99.99 or 99.999, or by entropy; the best of them is what a
 run over `calibration` tells. Where the loss is too large, the most sensitive layers stay in float (their section 5.1
 takes a layer at a time by the network's accuracy, `share` by the error of a layer's output). The quantization-aware
-training that follows where that is not enough is not here.
+training that follows where that is not enough is `transforms.fine_tune`.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ from qjax.transforms.selecting import choose as choose
 from qjax.transforms.shifting import shift_and_scale as shift_and_scale
 from qjax.transforms.smoothing import smooth as smooth
 from qjax.transforms.spinning import learn_rotation as learn_rotation
+from qjax.transforms.tuning import fine_tune as fine_tune
 from qjax.transforms.weights import gptaq as gptaq
 from qjax.transforms.weights import gptq as gptq
 from qjax.transforms.weights import rtn as rtn

@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import qjax
-from qjax import recipes
+from qjax import recipes, transforms
 from qjax.operators import Post, Pre, Quantize
 from qjax.trace.topology import Port, Product, Topology
 from tests import draw
@@ -62,3 +63,39 @@ def test_int8_workflow_calibrates_and_keeps_the_worst():
     kept, report, error = run(recipes.int8_workflow("max", share=1 / 3))
     (worst,) = [path for path, leaf in kept.items() if isinstance(leaf, jax.Array)]
     assert error < 0.7 * all_rounded and report.plan[worst] == "float"
+
+
+def squares(outputs, batch):
+    """The distance to twice what the float model says, which rounding alone cannot reach."""
+    return jnp.mean((outputs - 2 * model(P, batch)) ** 2)
+
+
+def test_a_step_of_fine_tuning_is_by_hand():
+    """One step of plain descent: the gradient at the rounded weights, taken off the weights, which are then rounded."""
+    tune = transforms.fine_tune("int4_narrow_f32", optimizer=optax.sgd(0.3), steps=1)
+    q, report = qjax.run(tune, model, P, BATCHES[:1], schedule="whole", loss=squares)
+
+    def rounded(p):
+        return {name: qjax.dequantize(qjax.quantize(w, "int4_narrow_f32")) for name, w in p.items()}
+
+    loss, slope = jax.value_and_grad(lambda p: squares(model(p, BATCHES[0]), BATCHES[0]))(rounded(P))
+    want = rounded({name: w - 0.3 * slope[name] for name, w in P.items()})
+    for name, leaf in q.items():
+        np.testing.assert_allclose(qjax.dequantize(leaf), want[name], rtol=1e-4, atol=1e-5)
+    (row, *_) = report.rows
+    assert row["error_before"] == pytest.approx(float(loss), rel=1e-4)
+    after = float(squares(model(want, BATCHES[0]), BATCHES[0]))
+    assert row["error_after"] == pytest.approx(after, rel=1e-3) and after < row["error_before"]
+
+
+def test_faq_trains_under_rounded_inputs():
+    recipe = recipes.faq("int4_channel_narrow_f32", steps=40, rate=0.1, last=1e-3)
+    q, report = qjax.run(recipe, model, P, BATCHES, schedule="whole", loss=squares)
+    assert all(isinstance(leaf, Pre) and isinstance(leaf.T, Quantize) for leaf in q.values())
+    mean = np.mean([float(squares(jax.jit(qjax.quantized(model))(q, x), x)) for x in BATCHES])
+    row = report.rows[-1]
+    assert row["error_after"] == pytest.approx(mean, rel=1e-3) and mean < 0.5 * row["error_before"]
+    with pytest.raises(ValueError, match="already holds QArray"):
+        qjax.run(qjax.chain(qjax.rtn("int8"), recipe), model, P, BATCHES, schedule="whole", loss=squares)
+    with pytest.raises(ValueError, match="loss"):
+        qjax.run(recipe, model, P, BATCHES, schedule="whole")
