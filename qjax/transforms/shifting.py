@@ -22,7 +22,8 @@ def shift_and_scale(weights: Format | str, inputs: Format | str, *, points: int 
     errs least in the output, over all leaves that read the input, on a sample of tokens (half drawn, half the largest).
     Written online, x -> (x - z)/s as a scale and a shift, with z W as a bias behind the weight; `qjax.fold` moves the
     scale into a norm's gain, the shift into a norm's bias and z W into the layer's own bias. Without `shift` it is
-    what the authors do behind an RMSNorm.
+    what the authors do behind an RMSNorm; it is also the way out where `run` raises NotEquivalent, since beside a
+    massive activation, whose channel moves by thousands, float32 has no digits left for the other tokens.
 
     Outlier Suppression+ (Wei et al. 2023, arXiv:2304.09145; catalogue G7). The authors compare the outputs of attention
     for q, k, v and of silu(gate) * up; here each leaf's own output counts.
