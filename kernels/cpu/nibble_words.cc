@@ -195,14 +195,23 @@ inline __attribute__((always_inline)) floats scales(const Problem& p, int64_t at
   return (floats)(__builtin_convertvector(load<halves>(static_cast<const uint16_t*>(p.scale) + at), bits) << 16);
 }
 
-// The code of one row in every lane. Its nibble, moved to bit 12 or 16, becomes the last digit of 2^11 or of 2^7 by an
+// The powers of two under nibbles at bit 8, 12 and 16, and the center.
+struct Powers {
+  floats at_8, at_12, at_16;
+  explicit Powers(float center)
+      : at_8(floats{} + (32768 + center)), at_12(floats{} + (2048 + center)), at_16(floats{} + (128 + center)) {}
+};
+
+// The code of one row in every lane. Its nibble, at bit 8, 12 or 16, becomes the last digits of 2^15, 2^11 or 2^7 by an
 // exponent put in front; subtracting that power and the center is exact. Cheaper than shifting and converting each.
 template <int ROW>
-inline __attribute__((always_inline)) floats code(bits word, floats from_12, floats from_16) {
-  constexpr int left[ROWS] = {12, 12, 4, 0, 0, 0, 0, 0}, right[ROWS] = {0, 0, 0, 0, 0, 8, 8, 12};
-  constexpr bool at_12 = ROW == 0 || ROW == 2 || ROW == 3 || ROW == 5;
-  word = word << left[ROW] >> right[ROW];
-  return at_12 ? (floats)((word & 0xF000) | 0x45000000) - from_12 : (floats)((word & 0xF0000) | 0x43000000) - from_16;
+inline __attribute__((always_inline)) floats code(bits word, const Powers& powers) {
+  constexpr int bit[ROWS] = {8, 12, 8, 12, 16, 8, 12, 16};
+  if (ROW < 2) word <<= 8;
+  if (ROW > 4) word >>= 12;
+  if (bit[ROW] == 8) return (floats)((word & 0xF00) | 0x47000000) - powers.at_8;
+  if (bit[ROW] == 12) return (floats)((word & 0xF000) | 0x45000000) - powers.at_12;
+  return (floats)((word & 0xF0000) | 0x43000000) - powers.at_16;
 }
 
 template <class Do, int... ROW>
@@ -215,7 +224,7 @@ template <int KIND>
 void one_row(const Problem& p, int64_t tile, int64_t row) {
   constexpr int SOME = VECTORS < 4 ? VECTORS : 4;
   const float* x = p.x + row * p.K;
-  const floats from_12 = floats{} + (2048 + p.center), from_16 = floats{} + (128 + p.center);
+  const Powers powers(p.center);
   for (int v0 = 0; v0 < VECTORS; v0 += SOME) {
     const int64_t column = tile * TILE + v0 * LANES;
     const uint32_t* words = p.words + tile * (p.K / ROWS) * TILE + v0 * LANES;
@@ -227,8 +236,7 @@ void one_row(const Problem& p, int64_t tile, int64_t row) {
         bits word[SOME];
         for (int v = 0; v < SOME; ++v) word[v] = load<bits>(words + k / ROWS * TILE + v * LANES);
         each([&](auto j) __attribute__((always_inline)) {
-          const floats xj = floats{} + x[k + j];
-          for (int v = 0; v < SOME; ++v) sum[v] += xj * code<j>(word[v], from_12, from_16);
+          for (int v = 0; v < SOME; ++v) sum[v] += x[k + j] * code<j>(word[v], powers);
           if (KIND != NONE) x_sum += x[k + j];
         }, std::make_integer_sequence<int, ROWS>());
       }
@@ -246,7 +254,7 @@ void one_row(const Problem& p, int64_t tile, int64_t row) {
 // Rows k .. k + depth of the tile as floats [depth, TILE], the very numbers that dequantizing gives.
 template <int KIND>
 void decode(const Problem& p, int64_t tile, int64_t k, int64_t depth, float* out) {
-  const floats from_12 = floats{} + (2048 + p.center), from_16 = floats{} + (128 + p.center);
+  const Powers powers(p.center);
   const uint32_t* words = p.words + (tile * (p.K / ROWS) + k / ROWS) * TILE;
   for (int v = 0; v < VECTORS; ++v) {
     floats scale = {}, offset = {};
@@ -260,7 +268,7 @@ void decode(const Problem& p, int64_t tile, int64_t k, int64_t depth, float* out
       }
       const bits word = load<bits>(words + i / ROWS * TILE + v * LANES);
       each([&](auto j) __attribute__((always_inline)) {
-        floats w = code<j>(word, from_12, from_16);
+        floats w = code<j>(word, powers);
         if (KIND == ZERO) w -= offset;
         w *= scale;
         if (KIND == MINIMUM) w += offset;
