@@ -27,8 +27,8 @@ from qjax.models.tokenizer import Tokenizer, write_gguf
 from qjax.qarray import QArray
 
 TO_GGUF = {ours: theirs for theirs, ours in (LAYER | GLOBAL).items()}
-BLOCK = 32
-"""Of the types that formats of ours, with scales in bfloat16 or float32, have equals among."""
+BLOCK, ALIKE = 32, {(4, True, None), (5, True, None), (8, True, None), (4, False, "minimum"), (5, False, "minimum")}
+"""Bits, sign and offset of the types that formats of ours, with scales in bfloat16 or float32, have equals among."""
 
 
 def write(file: Path, arch: Architecture, leaves: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
@@ -87,11 +87,14 @@ def blocks(path: str, node: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
     leaf = as_leaf(path, node)
     if leaf.order is not None or leaf.rounding is not None:
         raise ValueError(f"{path}: GGUF keeps neither reordered inputs nor their rounding; quantize the weight alone")
-    q = _in_halves(path, leaf.q)
+    q = leaf.q
     try:
         kind = ggml.type_of(q)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; quantize to one of them") from error
+        q = _in_halves(path, q)
+        if q is leaf.q:
+            raise ValueError(f"{path}: {error}; quantize to one of them") from error
+        kind = ggml.type_of(q)
     if kind.name == "nvfp4":
         raise ValueError(f"{path}: nvfp4 has a tensor scale, which this writer does not store; use mxfp4 or q4_0")
     if q.meta.block[-1 if path == "embed" else -2] == 1:
@@ -102,18 +105,17 @@ def blocks(path: str, node: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
 
 
 def _in_halves(path: str, q: QArray) -> QArray:
-    """The same values in the structure of ggml's types of 32: full-range codes under float16."""
+    """The same values as in ggml's types of 32: full-range codes under float16; `q` itself if it is not alike."""
     scale, e = q.scales[0], q.meta.element
-    plain = isinstance(scale, Array) and scale.dtype.name in ("float32", "bfloat16") and isinstance(e, Int)
-    if not plain or BLOCK not in q.meta.block or q.meta.offset not in (None, "minimum"):
-        return replace(q, meta=replace(q.meta, element=Int(e.bits))) if isinstance(e, Int) and e.narrow else q
+    alike = (e.bits, e.min < 0, q.meta.offset) in ALIKE and isinstance(e, Int) and sorted(q.meta.block) == [1, BLOCK]
+    if not alike or not isinstance(scale, Array) or scale.dtype.name not in ("float32", "bfloat16", "float16"):
+        return q
 
     def half(part: Any) -> Array:
         return jnp.asarray(exactly(f"{path} in a GGUF block", np.asarray(part), "float16"))
 
-    element = Int(e.bits, signed=e.min < 0)
     offset = None if q.offset is None else half(q.offset)
-    return QArray(q.codes, (half(scale),), offset, None, replace(q.meta, element=element))
+    return QArray(q.codes, (half(scale),), offset, None, replace(q.meta, element=Int(e.bits, signed=e.min < 0)))
 
 
 def _floats(path: str, w: Any) -> tuple[np.ndarray, GGMLQuantizationType]:

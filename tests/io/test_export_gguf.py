@@ -13,6 +13,7 @@ import tokenizers
 
 import qjax
 from qjax import ggml
+from qjax.io.gguf import blocks as blocks_of
 from qjax.models import Architecture, Decoder, Tokenizer, load
 from qjax.models.decoder import nest
 from qjax.models.tokenizer import words
@@ -123,6 +124,23 @@ def test_floats_keep_their_width(params, tmp_path):
     w = gguf.quants.dequantize(found["token_embd.weight"].data, found["token_embd.weight"].tensor_type)
     np.testing.assert_array_equal(w, half["embed"].astype(jnp.float32))
     np.testing.assert_array_equal(found["rope_freqs.weight"].data, np.full(8, 2, np.float32))
+
+
+@pytest.mark.parametrize("kind", ["q4_k", "tq1_0", "iq4_nl"])
+def test_the_other_types_keep_their_bytes(kind):
+    data = np.zeros((4, ggml.TYPES[kind].nbytes), np.uint8) if kind == "tq1_0" else None
+    data = np.random.default_rng(0).integers(0, 256, (4, ggml.TYPES[kind].nbytes), np.uint8) if data is None else data
+    rows, found = blocks_of("w", ggml.from_bytes(jnp.asarray(data), kind))
+    np.testing.assert_array_equal(rows, data)
+    assert found.name == kind.upper()
+
+
+def test_narrow_codes_are_codes(tree):
+    q = leaves_with_paths(tree)["layers/0/ffn/down"]
+    narrow = replace(q, codes=jnp.maximum(q.codes, jnp.int8(-7)))
+    narrow = replace(narrow, meta=replace(q.meta, element=qjax.as_format("int4_narrow").element))
+    rows, found = blocks_of("w", narrow)
+    np.testing.assert_array_equal(gguf.quants.dequantize(rows, found).T, qjax.dequantize(narrow))
 
 
 def test_what_has_no_block_is_refused(tree, tokenizer, tmp_path):
