@@ -284,13 +284,13 @@ def _sweep(
                 learned = error[None] if carry is None else jnp.stack([error, row, given[position]])
                 return rows.at[i].set(row), recent.at[:, i].set(learned), scales
 
-            started = rows, jnp.zeros((len(sent), strip, w.shape[1]), dtype), scales
+            started = rows, _nothing_of(rows, len(sent)), scales
             rows, recent, scales = lax.fori_loop(jnp.int32(0), jnp.int32(strip), repair_row, started)
             own = lax.dynamic_update_slice_in_dim(own, rows, first, 0)
             return own, lax.dynamic_update_slice_in_dim(known, recent, first, axis=1), scales
 
         own = lax.dynamic_slice_in_dim(work, start, block)
-        started = own, jnp.zeros((len(sent), block, w.shape[1]), dtype), scales
+        started = own, _nothing_of(own, len(sent)), scales
         own, known, scales = lax.fori_loop(jnp.int32(0), jnp.int32(block // strip), repair_strip, started)
 
         def repair_later(index: Array, work: Array) -> Array:
@@ -308,6 +308,11 @@ def _sweep(
     repaired = work[place].astype(jnp.float32)
     meta = dataclasses.replace(scales.grid.meta, dtype=str(w.dtype))
     return encode(dataclasses.replace(scales.grid, meta=meta), repaired), repaired
+
+
+def _nothing_of(rows: Array, parts: int) -> Array:
+    """What is known `[parts, rows, N]` of `rows [rows, N]` before the first: zeros, on the devices of these rows."""
+    return jnp.broadcast_to(jnp.zeros_like(rows), (parts, *rows.shape))
 
 
 def _taken(shares: Array, known: Array) -> Array:

@@ -268,7 +268,7 @@ def test_blocks_are_kept_by_map_batch_and_product():
     ("call", "words"),
     [
         (lambda: qjax.quantize(jnp.ones((576, 4)), "q4_k"), "do not divide axis -2.*llama.cpp takes q5_0"),
-        (lambda: qjax.quantize(jnp.ones((40, 4)), "q4_0"), "blocks of 32"),
+        (lambda: qjax.quantize(jnp.ones((40, 4)), "q4_0"), "blocks of q4_0 are 32 long, .*axis -2"),
         (lambda: qjax.quantize(jnp.ones((32, 4)), "q4_2"), "close names: .*q4_0"),
         (lambda: qjax.quantize(jnp.ones((32, 4)), "q4_0", range=qjax.ranges.mse()), "chooses all scales"),
         (lambda: qjax.quantize(jnp.ones((32, 4)), Format(Int(7), 32, scale="float16", rule="ggml")), "no block type"),

@@ -37,8 +37,12 @@ def same(a: QArray, b: QArray) -> bool:
     return jax.tree.structure(a) == jax.tree.structure(b) and all(jax.tree.leaves(equal))
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize("shape", [(128, 6), (100, 3), (2, 64, 5)])
+# Every format with an axis that is filled up to whole groups; one of each kind whole, and under a batch axis.
+SHAPES = [(fmt, (100, 3)) for fmt in (*FORMATS, "int8", "int8_g64", "int8_affine")]
+SHAPES += [(fmt, shape) for fmt in ("int4_g64", "int4_g32_affine", "int4") for shape in ((128, 6), (2, 64, 5))]
+
+
+@pytest.mark.parametrize(("fmt", "shape"), [case for case in SHAPES if not case[0].startswith("int8")])
 def test_unpack_is_exact(fmt, shape):
     q = quantize(weight(*shape), fmt, batch_axes=len(shape) - 2)
     p = pack(q, NIBBLES)
@@ -61,8 +65,7 @@ def test_every_code_survives(name):
     assert same(unpack(pack(q, NIBBLES)), q)
 
 
-@pytest.mark.parametrize("fmt", [*FORMATS, "int8", "int8_g64", "int8_affine"])
-@pytest.mark.parametrize("shape", [(128, 6), (100, 3), (2, 64, 5)])
+@pytest.mark.parametrize(("fmt", "shape"), SHAPES)
 def test_scan_over_groups_agrees_with_dequantizing(fmt, shape):
     q = quantize(weight(*shape), fmt, batch_axes=len(shape) - 2)
     x = weight(*shape[:-2], 3, 2, shape[-2], seed=1)
