@@ -311,8 +311,11 @@ def _sweep(
 
 
 def _nothing_of(rows: Array, parts: int) -> Array:
-    """What is known `[parts, rows, N]` of `rows [rows, N]` before the first: zeros, on the devices of these rows."""
-    return jnp.broadcast_to(jnp.zeros_like(rows), (parts, *rows.shape))
+    """What is known `[parts, rows, N]` of `rows [rows, N]` before the first: zeros, on the devices of these rows.
+
+    Chosen from the rows rather than made like them: jax 0.12 makes zeros on no mesh at all while it traces.
+    """
+    return jnp.broadcast_to(jnp.where(False, rows, 0), (parts, *rows.shape))
 
 
 def _taken(shares: Array, known: Array) -> Array:
