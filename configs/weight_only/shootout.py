@@ -1,10 +1,10 @@
 """Every weight-only recipe at four, three and two bits in groups of 64, on the same tokens.
 
-Rounding, error feedback, scaling, sensitivity, learned rounding, corrections of means and low-rank terms (catalogue D3,
-D4, D5, D6, D7, D10, D12, D13, D14, D15, E1, E3, E4, E5, E6, E7, E8, E9, E10, E11, E12, E13, E14, E15, E17, E18, E21,
-E22, E23, E24, E26, E30, F1, F2, F3, F5, F6, F8, M13, P2). Where a method has a grid of its own (a scale a matrix,
-tables an output, frames, clusters), it keeps it and has as many bits a code; what that costs stands in the column of
-bits. Not here: OBQ, whose time is cubic for every output, and ASER, which rounds inputs as well.
+Rounding, error feedback, scaling, sensitivity, learned rounding, corrections of means and low-rank terms (catalogue
+D3-D8, D10, D12, D13, D14, D15, E1, E3, E4, E5, E6, E7, E8, E9, E10, E11, E12, E13, E14, E15, E17, E18, E21, E22, E23,
+E24, E26, E30, F1, F2, F3, F5, F6, F8, M13, P2). Where a method has a grid of its own (a scale a matrix, tables an
+output, frames, clusters), it keeps it and has as many bits a code; what that costs stands in the column of bits. Not
+here: OBQ, whose time is cubic for every output, and ASER, which rounds inputs as well.
 
 Paper: an independent bench of the base SmolLM2-135M on WikiText-2, 4 bits in groups of 64: float 15.42, RTN 19.95, GPTQ
 19.50, HQQ 20.15, an AWQ-like search 17.47: ratios to reproduce in direction. The papers of the recipes are named in
@@ -46,7 +46,7 @@ SHARED = (
     *("awq", "smoothquant_plus", "d2quant", "unsloth_dynamic", "bias_correction", "norm_tweaking"),
     *("lorc", "lqer", "qera", "eora", "glowq", "loftq", "milo"),
 )
-LEARNED = ("adaround", "brecq", "adaquant", "signround", "flexround", "cbq", "teq")
+LEARNED = ("adaround", "brecq", "adaquant", "signround", "flexround", "cbq", "tesseraq", "teq")
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -35,6 +35,7 @@ from qjax.recipes.li2023_llm_mq import llm_mq
 from qjax.recipes.li2023_loftq import loftq
 from qjax.recipes.li2023_mixed_groups import mixed_groups
 from qjax.recipes.li2023_norm_tweaking import norm_tweaking
+from qjax.recipes.li2024_tesseraq import tesseraq
 from qjax.recipes.li2025_gptaq import gptaq
 from qjax.recipes.li2026_rescomp import rescomp
 from qjax.recipes.lin2023_awq import awq
@@ -129,6 +130,7 @@ __all__ = [
     "spqr",
     "squeezellm",
     "teq",
+    "tesseraq",
     "twn",
     "unsloth_dynamic",
     "w8a8",

@@ -14,6 +14,7 @@ from qjax.reconstruct.lora_rounding import LoRARounding
 from qjax.reconstruct.rule import Rule
 from qjax.reconstruct.signround import SignRound
 from qjax.reconstruct.stiefel import cayley_sgd
+from qjax.reconstruct.tesseraq import TesseraQ, progressive_rounding
 
 __all__ = [
     "AdaQuant",
@@ -23,12 +24,14 @@ __all__ = [
     "Minimum",
     "Rule",
     "SignRound",
+    "TesseraQ",
     "bounded",
     "cayley_sgd",
     "distill",
     "distribution_distance",
     "mean_loss",
     "minimize",
+    "progressive_rounding",
     "sign_descent",
     "squared_distance",
     "squared_distance_and_kl",

@@ -10,7 +10,18 @@ import pytest
 
 import qjax
 from qjax.operators import Latent
-from qjax.reconstruct import AdaQuant, AdaRound, FlexRound, LoRARounding, SignRound, bounded, minimize, sign_descent
+from qjax.reconstruct import (
+    AdaQuant,
+    AdaRound,
+    FlexRound,
+    LoRARounding,
+    SignRound,
+    TesseraQ,
+    bounded,
+    minimize,
+    progressive_rounding,
+    sign_descent,
+)
 from qjax.reconstruct.adaround import indecision, rectified
 from qjax.reconstruct.rule import settled
 from qjax.reconstruct.straight import exactly, project, scaled_grid
@@ -18,7 +29,7 @@ from qjax.transforms import learn
 from tests.draw import normal
 from tests.transforms import toy
 
-RULES = (AdaRound, LoRARounding, SignRound, FlexRound, AdaQuant)
+RULES = (AdaRound, LoRARounding, SignRound, FlexRound, AdaQuant, TesseraQ)
 FORMATS = ("int2_g8_affine", "mxfp4", "nf4_g64")
 
 
@@ -164,6 +175,7 @@ OPTIMIZERS = {
     "SignRound": (SignRound, sign_descent(60, {"shift": (-0.5, 0.5), "low": (0, 1), "high": (0, 1)})),
     "FlexRound": (FlexRound, optax.adam(5e-3)),
     "AdaQuant": (AdaQuant, optax.adam(2e-2)),
+    "TesseraQ": (TesseraQ, progressive_rounding(2e-2, every=12, soft=(0.8, 0.5, 0.3, 0.1, 0.01))),
 }
 
 
@@ -182,6 +194,28 @@ def test_a_block_learns(name):
     assert error(q) < 0.8 * error(nearest)
     assert all(r["error_after"] < r["error_before"] for r in report.rows)
     assert {r["path"] for r in report.rows} == {f"layers/{i}/{n}" for i in range(toy.LAYERS) for n in ("up", "down")}
+
+
+def test_roundings_are_decided_the_surest_first_and_for_good():
+    """Against a plain account: at the start of a round all but the share of least |h - 1/2| go to 0 or 1."""
+    optimizer = progressive_rounding(0.05, every=3, soft=(0.75, 0.25))
+    params = {"v": draw(2, 40, 5), "scale": draw(3, 5)}
+    state, step = optimizer.init(params), jax.jit(optimizer.update)
+    for i in range(9):
+        before = params
+        with jax.numpy_dtype_promotion("standard"):  # as the engine calls it
+            updates, state = step(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+        surety = np.abs(np.asarray(rectified(before["v"])) - 0.5)
+        if i in (0, 3):
+            chosen = surety > np.quantile(surety, (0.75, 0.25)[i // 3])
+            ends = np.where(np.asarray(before["v"]) > 0, 30.0, -30.0)
+            np.testing.assert_allclose(params["v"], np.where(chosen, ends, before["v"]), rtol=1e-6)
+            np.testing.assert_array_equal(params["scale"], before["scale"])
+        else:
+            moved = np.asarray(params["v"] != before["v"])
+            np.testing.assert_array_equal(moved, np.abs(before["v"]) < 30)
+    assert np.mean(np.abs(params["v"]) == 30) == 0.75
 
 
 def test_windows_overlap_and_the_last_one_decides():
