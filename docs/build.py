@@ -6,8 +6,10 @@ python docs/build.py site
 from __future__ import annotations
 
 import argparse
+import inspect
 import pathlib
 import re
+import sys
 import warnings
 
 import jinja2
@@ -16,8 +18,10 @@ import pdoc
 from pdoc.render import env
 from pdoc.render_helpers import to_html
 
+from qjax import recipes
+
 HERE = pathlib.Path(__file__).parent
-ORDER = ("getting_started", "formats", "operators", "tracing", "transforms")
+ORDER = ("getting_started", "formats", "operators", "tracing", "transforms", "studies", "interchange", "kernels")
 """The pages in reading order; the first is the front page."""
 
 
@@ -32,13 +36,40 @@ def page(text: str, titles: dict[str, str], template: jinja2.Template) -> str:
     return template.render(title=title(text), text=markupsafe.Markup(to_html(linked)), pages=titles)
 
 
+def methods() -> str:
+    """The page of recipes: what each does, and the paper its file names in the first sentence."""
+    lines = []
+    for name in sorted(recipes.__all__):
+        recipe = getattr(recipes, name)
+        does = first_sentence(inspect.getdoc(recipe))
+        source = first_sentence(inspect.getdoc(sys.modules[recipe.__module__]))
+        lines.append(f"| [`{name}`](qjax/recipes.html#{name}) | {does} | {source} |")
+    return "\n".join([
+        "# Methods",
+        "",
+        "Published methods as recipes: `qjax.recipes.<name>(...)` with the authors' defaults, ready for `qjax.run`, or",
+        "a name in a study's config.",
+        "",
+        "| recipe | does | source |",
+        "|---|---|---|",
+        *lines,
+        "",
+    ])  # fmt: skip
+
+
+def first_sentence(text: str | None) -> str:
+    """Up to the first full stop that ends a sentence, on one line."""
+    line = " ".join((text or "").split())
+    return re.split(r"(?<=[.])\s+(?=[A-Z])", line, maxsplit=1)[0]
+
+
 def main() -> None:
     """Read the folder from the command line and fill it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=pathlib.Path)
     folder: pathlib.Path = parser.parse_args().folder
 
-    texts = {name: (HERE / f"{name}.md").read_text() for name in ORDER}
+    texts = {name: (HERE / f"{name}.md").read_text() for name in ORDER} | {"methods": methods()}
     titles = {name: title(text) for name, text in texts.items()}
     env.globals["pages"] = titles
     pdoc.render.configure(docformat="google", template_directory=HERE / "template", show_source=True)

@@ -18,6 +18,7 @@ import ast
 import csv
 import json
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="every row with all its evidence")
     parser.add_argument("--state", choices=STATES, help="only rows in this state")
     args = parser.parse_args()
+    if hasattr(signal, "SIGPIPE"):  # a reader such as `head` may leave early
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     table = [row for row in catalogue() if args.state in (None, row["state"])]
     if args.json:
         print(json.dumps(table, indent=1, ensure_ascii=False))
