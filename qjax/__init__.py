@@ -13,6 +13,7 @@ from qjax import (
     allocate,
     codebooks,
     data,
+    diagnose,
     equivalence,
     evaluate,
     formats,
@@ -64,7 +65,7 @@ from qjax.quantization import dequantize, encode, fake_quantize, fit, quantize
 from qjax.statistics import STATISTICS, fisher
 from qjax.trace.observe import observe
 from qjax.trace.quantized import quantized
-from qjax.trace.sites import Program, sites, tapped
+from qjax.trace.sites import Program, captured, sites, tapped
 from qjax.trace.stages import stages
 from qjax.trace.topology import Topology
 from qjax.trace.uses import uses
@@ -125,12 +126,14 @@ __all__ = [
     "as_format",
     "bits_per_weight",
     "cache_quantize",
+    "captured",
     "chain",
     "check",
     "codebooks",
     "data",
     "dense",
     "dequantize",
+    "diagnose",
     "encode",
     "equivalence",
     "evaluate",

@@ -94,11 +94,15 @@ class _List:
 
     def __init__(self) -> None:
         self.sites: dict[str, Site] = {}
+        self.turning: set[str] = set()  # those inside a loop or branch
+        self.turns = 0  # loops and branches around what is walked
 
     def add(self, name: str, kind: str, aval: Any, obstacle: str | None) -> None:
         old = self.sites.get(name)
         count, obstacle = (old.count + 1, old.obstacle or obstacle) if old else (1, obstacle)
         self.sites[name] = Site(name, kind, tuple(aval.shape), str(aval.dtype), count, obstacle)
+        if self.turns:
+            self.turning.add(name)
 
     def walk(self, jaxpr: Any, flags: Sequence[bool], scope: str, obstacle: str | None) -> list[bool]:
         inner, _ = versions.open_jaxpr(jaxpr)
@@ -123,7 +127,10 @@ class _List:
             elif name in _KEEPS_MARK and not versions.is_literal(eqn.invars[0]) and eqn.invars[0] in marked:
                 marked.add(eqn.outvars[0])
             elif versions.inner_jaxprs(eqn):
+                turns = name in ("scan", "while", "cond")
+                self.turns += turns
                 outs = self.enter(eqn, ins, here, obstacle)
+                self.turns -= turns
             active.update(v for v, flag in zip(eqn.outvars, outs, strict=True) if flag)
         return [on(v) for v in inner.outvars]
 
@@ -196,6 +203,7 @@ class _Tapping(Evaluation):
 
     taps: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[int, int] = field(default_factory=dict)
+    kept: dict[str, list[Any]] = field(default_factory=dict)  # site -> its values; those of no other site are kept
 
     @property
     def rules(self) -> Mapping[str, Rule]:
@@ -212,12 +220,14 @@ class _Tapping(Evaluation):
 
     def tap(self, name: str, x: Any) -> Any:
         tap = self.taps.get(name)
-        if tap is None or isinstance(x, Leaf):
-            return x
-        out = tap.apply(x) if hasattr(tap, "apply") else tap(x)
-        if out.shape != x.shape:
-            raise ValueError(f"the tap of {name!r} turns {x.shape} into {out.shape}: a tap keeps the shape")
-        return out.astype(x.dtype)
+        if tap is not None and not isinstance(x, Leaf):
+            out = tap.apply(x) if hasattr(tap, "apply") else tap(x)
+            if out.shape != x.shape:
+                raise ValueError(f"the tap of {name!r} turns {x.shape} into {out.shape}: a tap keeps the shape")
+            x = out.astype(x.dtype)
+        if name in self.kept:
+            self.kept[name].append(array(x, self, None))
+        return x
 
 
 def _name(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any] | None:
@@ -270,31 +280,71 @@ def tapped(fn: Callable[..., Any], *, strict: bool = False, log: Log | None = No
     def run(program: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(program, Program):
             return quantized(fn, strict=strict, log=log)(program, *args, **kwargs)
-        if program.prefix is not None:
-            kwargs = {**kwargs, "prefix": program.prefix}
-            _accepts_prefix(fn)
-        trace = traced(fn, (program.params, *args), kwargs)
-        found = _List()
-        found.walk(trace.jaxpr, [not i.first for i in trace.inputs], "", None)
-        tape = _Tapping(
-            Fallbacks(strict, log),
-            taps=_resolve(program.taps, found.sites),
-            numbers=_all_numbers(trace.jaxpr, {}),
-        )
-        inputs = [operator(i.path, i.leaf) if is_leaf(i.leaf) else i.leaf for i in trace.inputs]
-        return trace.rebuild([array(o, tape, None) for o in evaluate(trace.jaxpr, inputs, tape)])
+        return _evaluated(fn, (), Fallbacks(strict, log), program, *args, **kwargs)[0]
 
     return run
+
+
+def captured(fn: Callable[..., Any], *patterns: str) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """Fn that also gives its activations: (params or Program, ...) -> (outputs, {site: value behind its tap}).
+
+    `patterns` are sites or globs of them ("layers/*/residual/ffn"). Leaves may be operators. Jit the whole: what nobody
+    reads is then never computed.
+
+    Raises ValueError for a pattern that names no site (the sites are listed), for a site that occurs several times, and
+    for one inside a loop or branch, which has a value for every turn (`unstack_layers` unrolls our decoder).
+
+    >>> import jax.numpy as jnp
+    >>> from jax.ad_checkpoint import checkpoint_name
+    >>> fn = lambda p, x: checkpoint_name(x @ p, "hidden").sum()
+    >>> captured(fn, "hid*")(jnp.eye(2), jnp.ones((1, 2)))[1]["hidden"].tolist()
+    [[1.0, 1.0]]
+    """
+
+    @functools.wraps(fn)
+    def run(program: Any, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, jax.Array]]:
+        program = program if isinstance(program, Program) else Program(program)
+        return _evaluated(fn, patterns, Fallbacks(), program, *args, **kwargs)
+
+    return run
+
+
+def _evaluated(
+    fn: Callable[..., Any], patterns: Sequence[str], fallbacks: Fallbacks, program: Program, *args: Any, **kwargs: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """The outputs of a program, and the sites that `patterns` name."""
+    if program.prefix is not None:
+        kwargs = {**kwargs, "prefix": program.prefix}
+        _accepts_prefix(fn)
+    trace = traced(fn, (program.params, *args), kwargs)
+    found = _List()
+    found.walk(trace.jaxpr, [not i.first for i in trace.inputs], "", None)
+    kept: dict[str, list[Any]] = {name: [] for p in patterns for name in _matching("captured", p, found.sites)}
+    for name in kept:
+        if found.sites[name].obstacle:
+            raise ValueError(f"captured: the site {name!r} is out of reach: {found.sites[name].obstacle}")
+        if name in found.turning or found.sites[name].count > 1:
+            why = "lies in a loop or branch" if name in found.turning else "occurs several times"
+            raise ValueError(f"captured: the site {name!r} {why}, so it has more than one value")
+    taps, numbers = _resolve(program.taps, found.sites), _all_numbers(trace.jaxpr, {})
+    tape = _Tapping(fallbacks, taps=taps, numbers=numbers, kept=kept)
+    inputs = [operator(i.path, i.leaf) if is_leaf(i.leaf) else i.leaf for i in trace.inputs]
+    outputs = trace.rebuild([array(o, tape, None) for o in evaluate(trace.jaxpr, inputs, tape)])
+    return outputs, {name: values[0] for name, values in kept.items() if values}
+
+
+def _matching(what: str, pattern: str, found: Mapping[str, Site]) -> list[str]:
+    names = [pattern] if pattern in found else [n for n in found if fnmatch.fnmatchcase(n, pattern)]
+    if not names:
+        listed = ", ".join(list(found)[:12]) + (", ..." if len(found) > 12 else "")
+        raise ValueError(f"{what} {pattern!r} names no site of this function; its sites are: {listed or 'none'}")
+    return names
 
 
 def _resolve(taps: Mapping[str, Any], found: Mapping[str, Site]) -> dict[str, Any]:
     resolved: dict[str, Any] = {}
     for pattern, tap in taps.items():
-        names = [pattern] if pattern in found else [n for n in found if fnmatch.fnmatchcase(n, pattern)]
-        if not names:
-            listed = ", ".join(list(found)[:12]) + (", ..." if len(found) > 12 else "")
-            raise ValueError(f"tap {pattern!r} names no site of this function; its sites are: {listed or 'none'}")
-        for name in names:
+        for name in _matching("tap", pattern, found):
             if found[name].obstacle:
                 raise ValueError(f"no tap reaches {name!r}: {found[name].obstacle}")
             if name in resolved:

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qjax.operators import Hadamard, Quantize
 from qjax.quantization import quantize
-from qjax.trace.sites import Clip, Program, sites, tapped
+from qjax.trace.sites import Clip, Program, captured, sites, tapped
 from tests import draw
 
 W, X = draw.normal(0, 3, 8, 8, scale=1 / 3), draw.normal(1, 2, 5, 8)
@@ -129,3 +129,22 @@ def test_bad_taps():
     kept.defvjp(lambda w, x, t: (block(w, x), (w, x)), lambda t, r, g: r)
     with pytest.raises(ValueError, match="it lies inside a custom_vjp_call"):
         tapped(lambda w, x: kept(w[0], x, twice))(Program(W, {"key": Clip(0, 1)}), X)
+
+
+def test_captured_values_are_those_of_the_run():
+    def fn(w, x):
+        x = checkpoint_name(jnp.tanh(x @ w), "first")
+        return checkpoint_name(x @ w, "second").sum()
+
+    w, x = draw.normal(0, 3, 3), draw.normal(1, 2, 3)
+    y, seen = jax.jit(captured(fn, "*"))(w, x)
+    np.testing.assert_allclose(seen["first"], jnp.tanh(x @ w), rtol=1e-6)
+    np.testing.assert_allclose(seen["second"].sum(), y, rtol=1e-6)
+    _, seen = captured(fn, "second")(Program(w, {"first": lambda x: 0 * x}), x)
+    assert list(seen) == ["second"] and not seen["second"].any()
+    with pytest.raises(ValueError, match="captured 'third' names no site of this function; its sites are: first, sec"):
+        captured(fn, "third")(w, x)
+    with pytest.raises(ValueError, match="the site 'turn' lies in a loop or branch"):
+        captured(lambda w, x: jax.lax.fori_loop(0, 2, lambda i, x: checkpoint_name(x @ w, "turn"), x), "*")(w, x)
+    with pytest.raises(ValueError, match="the site 'twice' occurs several times"):
+        captured(lambda w, x: checkpoint_name(checkpoint_name(x @ w, "twice"), "twice"), "*")(w, x)

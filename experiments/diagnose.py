@@ -1,0 +1,89 @@
+"""Where a model's outliers are: `python -m experiments.diagnose [--model=...] [--tokens=512]`.
+
+For each layer: the three largest magnitudes and the median of the residual stream behind it, its massive activations
+(catalogue T4) and where they lie; of what enters the down projection, the outlier tokens, the crest factor, the median
+of the channels' effective levels under one 8-bit scale (catalogue T14) and the share that INT8 rounds to zero with a
+scale a token (catalogue T15). Then the outlier features (catalogue T1) and the super weights (catalogue T6, I9).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import qjax
+from experiments import subject
+from qjax import data, diagnose
+
+SITES = ("residual/ffn", "ffn/product", "attn_norm/output")
+
+
+def activations(model: Any, params: Any, tokens: Any, names: Sequence[str] = SITES) -> dict[str, np.ndarray]:
+    """Sites by their name within a layer, [layers, batch, tokens, channels]; equal layers are compiled once."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    segments = qjax.stages(model, params, tokens)
+    programs = {s.fn: jax.jit(qjax.captured(s.fn, *(f"*{n}" for n in names))) for s in segments if s.kind == "group"}
+    carry = segments.begin(tokens)
+    for segment in segments[:-1]:
+        if segment.kind == "group":
+            carry, seen = programs[segment.fn](segment.leaves(params), carry)
+            for name in names:
+                (value,) = (v for site, v in seen.items() if site.endswith(name))
+                found[name].append(np.asarray(value))
+        else:
+            carry = segment.fn(segment.leaves(params), carry)
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def table(hidden: np.ndarray, product: np.ndarray) -> list[str]:
+    """A line for each layer, of one window: hidden [layers, tokens, width], product [layers, tokens, hidden]."""
+    lines = [
+        f"{'layer':>5} {'largest':>9} {'second':>8} {'third':>8} {'median':>7} {'massive':>7}  {'at (token, channel)':<26}"
+        f"{'outlier tokens':>14} {'crest':>7} {'levels':>7} {'zeros':>8}"
+    ]
+    for layer, (h, x) in enumerate(zip(hidden, product, strict=True)):
+        sizes = np.sort(np.abs(h), axis=None)
+        places = [tuple(map(int, place)) for place in np.argwhere(diagnose.massive_activations(jnp.asarray(h)))]
+        rounded = qjax.dequantize(qjax.quantize(jnp.asarray(x), "int8_narrow_f32", axis=-1))
+        lines.append(
+            f"{layer:>5} {sizes[-1]:>9,.0f} {sizes[-2]:>8,.0f} {sizes[-3]:>8,.0f} {np.median(sizes):>7.2f} "
+            f"{len(places):>7}  {', '.join(map(str, places[:2])):<26}"
+            f"{int(diagnose.outlier_tokens(jnp.asarray(x)).sum()):>14} "
+            f"{diagnose.crest_factor(jnp.asarray(x)).item():>7.0f} "
+            f"{np.median(diagnose.effective_levels(jnp.asarray(np.abs(x).max(0)))):>7.2f} "
+            f"{100 * diagnose.quantization_kernel(rounded).item():>6.2f} %"
+        )
+    return lines
+
+
+def main() -> None:
+    """Print the table for one window of the development part."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.diagnose", description="Where a model's outliers are.")
+    parser.add_argument("--model", help="as in a config; SmolLM2-135M if left out")
+    parser.add_argument("--data", default="topics", help="as in a config")
+    parser.add_argument("--tokens", type=int, default=512)
+    args = parser.parse_args()
+    seen = subject.load(args.model)
+    text = data.load_text(args.data)
+    part = np.asarray(subject.tokenize(seen, data.split(text.text).development))
+    window = jnp.asarray(data.windows(part, args.tokens, 1))
+    sites = {name: values[:, 0] for name, values in activations(seen.model, seen.params, window).items()}
+    print("\n".join(table(sites["residual/ffn"], sites["ffn/product"])))
+    features = np.flatnonzero(diagnose.outlier_features(jnp.asarray(sites["attn_norm/output"])))
+    print(f"\noutlier features of what the attention projections read: {len(features)}: {features.tolist()}")
+    down = jnp.stack([seen.params["layers"][str(i)]["ffn"]["down"] for i in range(len(sites["ffn/product"]))])
+    found = diagnose.super_weights(jnp.asarray(sites["ffn/product"]), down)
+    for i in np.flatnonzero(found.found):
+        print(
+            f"layers/{i}/ffn/down puts out {found.output[i]:,.0f} in channel {found.column[i]} at token "
+            f"{found.token[i]}; its weight [{found.row[i]}, {found.column[i]}] makes {100 * found.share[i]:.0f} % of it"
+        )
+
+
+if __name__ == "__main__":
+    main()
