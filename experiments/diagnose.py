@@ -43,8 +43,8 @@ def activations(model: Any, params: Any, tokens: Any, names: Sequence[str] = SIT
 def table(hidden: np.ndarray, product: np.ndarray) -> list[str]:
     """A line for each layer, of one window: hidden [layers, tokens, width], product [layers, tokens, hidden]."""
     lines = [
-        f"{'layer':>5} {'largest':>9} {'second':>8} {'third':>8} {'median':>7} {'massive':>7}  {'at (token, channel)':<26}"
-        f"{'outlier tokens':>14} {'crest':>7} {'levels':>7} {'zeros':>8}"
+        f"{'layer':>5} {'largest':>9} {'second':>8} {'third':>8} {'median':>7} {'massive':>7}  "
+        f"{'at (token, channel)':<26}{'outlier tokens':>14} {'crest':>7} {'levels':>7} {'zeros':>8}"
     ]
     for layer, (h, x) in enumerate(zip(hidden, product, strict=True)):
         sizes = np.sort(np.abs(h), axis=None)

@@ -6,7 +6,7 @@ are filled, and where an error comes from. `qjax.trace.sites.captured` gives the
 
 from __future__ import annotations
 
-from qjax.diagnose.damage import Damage, ErrorParts, clip_and_round, damage, quantization_kernel
+from qjax.diagnose.errors import Damage, ErrorParts, clip_and_round, damage, quantization_kernel
 from qjax.diagnose.evenness import Flatness, crest_factor, effective_levels, flatness
 from qjax.diagnose.outliers import (
     SuperWeights,
