@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from qjax.kernels.aot import tpu
 from qjax.kernels.aot.chips import CHIPS, roofline
-from qjax.kernels.tpu import group_scaled
+from qjax.kernels.tpu import group_scaled, integer_products
 
-KERNELS = ("bf16 XLA", "w4a16 sums", "w4a16 codes", "w8a16 sums", "w8a16 codes")
+KERNELS = ("bf16 XLA", "w4a16 sums", "w4a16 codes", "w8a16 sums", "w8a16 codes", "w8a8", "w4a4")
+INTEGERS = {"w8a8": jnp.int8, "w4a4": jnp.int4}
 SIZES = ("4096x4096", "8192x28672", "576x1536")
 ROWS = (16, 512, 2048)
 
@@ -28,6 +29,10 @@ def build(kernel: str, M: int, K: int, N: int) -> tuple[Callable[..., Any], list
     x = ((M, K), jnp.bfloat16)
     if kernel == "bf16 XLA":
         return functools.partial(jnp.dot, preferred_element_type=jnp.float32), [x, ((K, N), jnp.bfloat16)]
+    if kernel in INTEGERS:
+        codes = INTEGERS[kernel]
+        scales = [((M,), jnp.float32), ((N,), jnp.float32)]
+        return integer_products.matmul, [((M, K), codes), ((K, N), codes), *scales]
     group = 128 if K % 128 == 0 else 64
     codes = jnp.int4 if kernel.startswith("w4") else jnp.int8
     scaled = kernel.split()[1]
@@ -62,7 +67,8 @@ def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_js
     for kernel in kernels:
         f, arguments = build(kernel, M, K, N)
         moved = sum(_bits(dtype) * functools.reduce(int.__mul__, shape) for shape, dtype in arguments) / 8 + 4 * M * N
-        floor = roofline(CHIPS[chip], 2 * M * K * N, moved)
+        rate = getattr(CHIPS[chip], str(jnp.dtype(INTEGERS[kernel]))) if kernel in INTEGERS else None
+        floor = roofline(CHIPS[chip], 2 * M * K * N, moved, rate)
         found = tpu.estimate(CHIPS[chip], f, *arguments)
         cycles = None if found.cycles is None else max(found.cycles, round(floor.memory))
         base = cycles if kernel == "bf16 XLA" else base

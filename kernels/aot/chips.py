@@ -8,23 +8,26 @@ from typing import NamedTuple
 class Chip(NamedTuple):
     """One device.
 
-    `flops` of bfloat16 products and `bandwidth` of HBM in bytes, both a second, are those of jax's own table; `clock`
-    in Hz is inferred: peak flops over flops a cycle. `estimated`: libtpu has a model of its memory.
+    `flops` of bfloat16 products, `int8` and `int4` operations and `bandwidth` of HBM in bytes, all a second, are those
+    of jax's own table (products of integers that its unit lacks run at bfloat16's rate); `clock` in Hz is inferred:
+    peak flops over flops a cycle. `estimated`: libtpu has a model of its memory.
     """
 
     topology: str
     clock: float
     flops: float
     bandwidth: float
+    int8: float
+    int4: float
     estimated: bool = True
 
 
 CHIPS = {
-    "v4": Chip("v4:2x2x1", 1.05e9, 275e12, 1.23e12, estimated=False),
-    "v5e": Chip("v5e:2x2", 1.5e9, 197e12, 0.82e12),
-    "v5p": Chip("v5p:2x2x1", 1.75e9, 459e12, 2.46e12),
-    "v6e": Chip("v6e:2x2", 1.75e9, 920e12, 1.64e12),
-    "7x": Chip("tpu7x:2x2x1", 2.2e9, 1155e12, 3.7e12),
+    "v4": Chip("v4:2x2x1", 1.05e9, 275e12, 1.23e12, 275e12, 275e12, estimated=False),
+    "v5e": Chip("v5e:2x2", 1.5e9, 197e12, 0.82e12, 394e12, 788e12),
+    "v5p": Chip("v5p:2x2x1", 1.75e9, 459e12, 2.46e12, 918e12, 1840e12),
+    "v6e": Chip("v6e:2x2", 1.75e9, 920e12, 1.64e12, 1840e12, 3680e12),
+    "7x": Chip("tpu7x:2x2x1", 2.2e9, 1155e12, 3.7e12, 1155e12, 1155e12),
 }
 
 
@@ -39,10 +42,10 @@ class Roofline(NamedTuple):
         return max(self.compute, self.memory)
 
 
-def roofline(chip: Chip, flops: float, hbm_bytes: float) -> Roofline:
-    """Cycles for so many bfloat16 operations, and for reading and writing so many bytes once.
+def roofline(chip: Chip, operations: float, hbm_bytes: float, rate: float | None = None) -> Roofline:
+    """Cycles for so many operations at `rate` (bfloat16's if None), and for reading and writing so many bytes once.
 
     >>> roofline(CHIPS["v5e"], 2 * 16 * 4096 * 4096, 2 * 4096 * 4096).cycles > 61_000  # bfloat16 weights, 16 rows
     True
     """
-    return Roofline(flops / chip.flops * chip.clock, hbm_bytes / chip.bandwidth * chip.clock)
+    return Roofline(operations / (rate or chip.flops) * chip.clock, hbm_bytes / chip.bandwidth * chip.clock)

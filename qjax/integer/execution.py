@@ -8,7 +8,7 @@ row by column scaling of LLM.int8 (catalogue C5).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,20 @@ from jax import Array
 
 from qjax import blocks
 from qjax.formats.integer import Int
+from qjax.operators.narrow_codes import OLDEST_JAX
 from qjax.qarray import FULL, QArray
 from qjax.quantization import steps
 
 
-def integer_matmul(x: QArray, w: QArray, bias: Array | None = None) -> Array:
+def integer_matmul(
+    x: QArray, w: QArray, bias: Array | None = None, *, implementation: Literal["xla", "mosaic"] | None = None
+) -> Array:
     """x [T, K] (blocks along K, the last axis) times w [K, N] (blocks along K, the first): float32 [T, N].
 
     The result is that of the dequantized arrays up to the rounding of float32 after the integer sums. Groups of x and w
     may differ where the longer is a multiple of the shorter. `bias` [N] int32 is added to the sums: `integer_bias`.
+    "mosaic" is the kernel of `qjax.kernels.tpu.integer_products`, for a scale a row of x and a column of w; with None
+    it is taken where it can run.
 
     >>> from qjax.quantization import quantize
     >>> x, w = jnp.array([[1.0, -2.0]]), jnp.array([[3.0], [1.0]])
@@ -33,9 +38,15 @@ def integer_matmul(x: QArray, w: QArray, bias: Array | None = None) -> Array:
 
     Raises:
         ValueError: codes that are not integers of at most 8 bits, an offset that is no integer zero point, shapes or
-            groups that do not fit, sums that int32 may not hold, or a bias on several groups.
+            groups that do not fit, sums that int32 may not hold, a bias on several groups, or a named implementation
+            that cannot run, and why.
     """
     left, right = _operands(x, w)
+    why = _refuse_kernel(x, w, bias, left) if implementation != "xla" else "xla was asked for"
+    if implementation == "mosaic" and why is not None:
+        raise ValueError(f"integer_matmul: the kernel 'mosaic' cannot run: {why}")
+    if why is None:
+        return _by_kernel(left, right, 4 if x.meta.element.bits <= 4 and w.meta.element.bits <= 4 else 8)
     if bias is not None and left.codes.shape[0] > 1:
         raise ValueError(f"integer_matmul: a bias is added to one sum, but {left.codes.shape[0]} groups have their own")
 
@@ -47,6 +58,33 @@ def integer_matmul(x: QArray, w: QArray, bias: Array | None = None) -> Array:
 
     start = jnp.zeros((x.shape[0], w.shape[1]), jnp.float32)
     return jax.lax.scan(add, start, (left, right))[0]
+
+
+def _refuse_kernel(x: QArray, w: QArray, bias: Array | None, left: _Side) -> str | None:
+    """Why the TPU's kernel cannot multiply them, or None."""
+    if jax.default_backend() != "tpu":
+        return f"it is compiled for tpu, not {jax.default_backend()}"
+    if jax.__version_info__[:2] < OLDEST_JAX:
+        return f"it needs jax {'.'.join(map(str, OLDEST_JAX))} or newer; this is {jax.__version__}"
+    if bias is not None or not all(_centred(q) for q in (x, w)):
+        return "it takes signed codes without zero points, and no bias"
+    if left.codes.shape[0] > 1:
+        return f"it takes one group of inputs and these have {left.codes.shape[0]}"
+    from qjax.kernels.tpu import integer_products
+
+    return integer_products.refuse(*w.shape, bits=8)
+
+
+def _centred(q: QArray) -> bool:
+    return q.meta.offset is None and isinstance(q.meta.element, Int) and q.meta.element.signed
+
+
+def _by_kernel(x: _Side, w: _Side, bits: int, interpret: bool = False) -> Array:
+    from qjax.kernels.tpu import integer_products  # Pallas takes a second to import
+
+    dtype = jnp.int4 if bits == 4 else jnp.int8
+    left, right = x.codes[0].astype(dtype), w.codes[0].astype(dtype).T
+    return integer_products.matmul(left, right, x.scale[0], w.scale[0], interpret=interpret)
 
 
 def integer_sums(x: QArray, w: QArray) -> Array:

@@ -1,0 +1,107 @@
+"""y = (x codes @ w codes) * row scales * column scales, for integers of 8 or of 4 bits (W8A8, W4A4), on TPUs.
+
+The matrix unit multiplies the codes and sums them in int32, exactly; scales meet the finished sums. Before v5 there is
+no such unit and the compiler refuses; on 7x it makes do with bfloat16.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from qjax.kernels.tpu.group_scaled import FEW, LANES, ROWS, Blocks
+
+
+def refuse(K: int, N: int, bits: int) -> str | None:
+    """Why the kernel cannot run codes [M, K] and [K, N] of 4 or 8 bits, or None."""
+    if N % LANES:
+        return f"{N} outputs are no multiple of {LANES}"
+    if K % LANES:
+        return f"{K} inputs are no multiple of {LANES}"
+    if K * 4 ** (bits - 1) >= 2**31:
+        return f"the sum of {K} products of int{bits} may overflow int32"
+    return None
+
+
+def blocks(M: int, K: int, N: int, bits: int) -> Blocks:
+    """The blocks taken where none are given: as deep as fits, so that few sums are written back and read again."""
+    rows = min(-(-M // ROWS[bits]) * ROWS[bits], 512)
+    columns = max(n for n in range(LANES, min(N, 1024 if M <= FEW else 512) + 1, LANES) if N % n == 0)
+    depth = max(k for k in range(LANES, min(K, 4096) + 1, LANES) if K % k == 0)
+    return Blocks(rows, columns, depth)
+
+
+def matmul(
+    x: jax.Array,
+    codes: jax.Array,
+    x_scale: jax.Array,
+    scale: jax.Array,
+    tiling: Blocks | None = None,
+    interpret: Any = False,
+) -> jax.Array:
+    """x [M, K] @ codes [K, N], both int8 or both int4, times x_scale [M] and scale [N] float32 -> [M, N] float32.
+
+    M is padded to whole blocks; `tiling` must divide K and N; `interpret` goes to `pallas_call`. The sums are exact:
+    only the two products with the scales round. ValueError for what does not fit.
+    """
+    (M, K), N, bits = x.shape, codes.shape[1], jnp.iinfo(codes.dtype).bits
+    why = refuse(K, N, bits)
+    shapes = codes.shape[0] == K and x_scale.shape == (M,) and scale.shape == (N,) and x.dtype == codes.dtype
+    if not shapes or why is not None:
+        raise ValueError(
+            f"x {x.shape} {x.dtype}, codes {codes.shape} {codes.dtype}, scales {x_scale.shape} and {scale.shape} do not"
+            f" fit: {why}"
+        )
+    if M == 0:
+        return jnp.zeros((0, N), jnp.float32)
+    bm, bn, bk = blocks(M, K, N, bits) if tiling is None else tiling
+    if K % bk or N % bn:
+        raise ValueError(f"blocks of depth {bk} and {bn} columns do not divide {codes.shape}")
+    rows = -(-M // bm) * bm
+    x = jnp.pad(x, [(0, rows - M), (0, 0)])
+    x_scale = jnp.pad(x_scale.astype(jnp.float32), (0, rows - M))
+    call = pl.pallas_call(
+        functools.partial(_kernel, dtype=jnp.int8 if interpret else codes.dtype),
+        out_shape=jax.ShapeDtypeStruct((rows, N), jnp.float32),
+        grid=(rows // bm, N // bn, K // bk),
+        in_specs=[
+            pl.BlockSpec((bm, bk), lambda i, j, k: (i, k)),
+            pl.BlockSpec((bk, bn), lambda i, j, k: (k, j)),
+            pl.BlockSpec((bm, 1), lambda i, j, k: (i, 0)),
+            pl.BlockSpec((1, bn), lambda i, j, k: (0, j)),
+        ],
+        out_specs=pl.BlockSpec((bm, bn), lambda i, j, k: (i, j)),
+        scratch_shapes=[pltpu.VMEM((bm, bn), jnp.int32)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        name=f"w{bits}a{bits}",
+        interpret=interpret,
+    )
+    return call(x, codes, x_scale[:, None], scale.astype(jnp.float32)[None, :])[:M]
+
+
+def _kernel(x_ref: Any, w_ref: Any, x_scale_ref: Any, scale_ref: Any, y_ref: Any, sums_ref: Any, *, dtype: Any) -> None:
+    """One block: sums of codes stay in vector memory while k runs."""
+    k = pl.program_id(2)
+
+    @pl.when(k == 0)
+    def _() -> None:
+        sums_ref[...] = jnp.zeros_like(sums_ref)
+
+    # XLA:CPU, where kernels are interpreted, has no product of int4.
+    left, right = x_ref[...].astype(dtype), w_ref[...].astype(dtype)
+    sums_ref[...] += jnp.dot(left, right, preferred_element_type=jnp.int32)
+
+    @pl.when(k == pl.num_programs(2) - 1)
+    def _() -> None:
+        y_ref[...] = sums_ref[...].astype(jnp.float32) * x_scale_ref[...] * scale_ref[...]
+
+
+def reference(x: jax.Array, codes: jax.Array, x_scale: jax.Array, scale: jax.Array) -> jax.Array:
+    """What `matmul` computes, by XLA."""
+    sums = jnp.dot(x.astype(jnp.int8), codes.astype(jnp.int8), preferred_element_type=jnp.int32)
+    return sums.astype(jnp.float32) * x_scale.astype(jnp.float32)[:, None] * scale.astype(jnp.float32)[None, :]
