@@ -8,9 +8,10 @@ Papers: OCP Microscaling Formats v1.0 (2023); NVIDIA, Pretraining Large Language
 arXiv:2509.25149).
 
 Expected: NVFP4 better than MXFP4 (smaller blocks, finer scales); at equal bits int4_g64 better than MXFP4, whose scales
-are powers of two; NVFP4 against int4_g32 at equal bits open.
+are powers of two; NVFP4 against int4_g32 at equal bits open. Recorded in experiments/results/formats.json: all three
+claims reproduced, NVFP4 better than int4_g32 by a tenth in log perplexity.
 
-Cost: not measured yet; an estimate from the quickstart's rows is 15 minutes and 4 GB on 2 cores.
+Cost: 25 rows, nearly all of it the evaluation of 32 windows; an hour and 6 GB on 2 cores with other work beside it.
 
     python -m experiments.run --config=configs/formats.py
 """
