@@ -20,7 +20,8 @@ from jax import Array
 from experiments.benchmarks.timing import seconds
 from qjax.kv.attention import causal_parts
 from qjax.models import Architecture, Decoder
-from qjax.models.decoder import block, rotations
+from qjax.models.decoder import block
+from qjax.models.rope import rotations
 
 
 def main() -> None:

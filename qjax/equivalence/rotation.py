@@ -56,10 +56,15 @@ def rotate_stream(leaves: Leaves, topology: Topology, rotation: Hadamard | Ortho
         rotation: R on all channels of the stream.
 
     Raises:
-        ValueError: norms that subtract a mean, a map that is no rotation, a leaf that is not a float array.
+        ValueError: norms that subtract a mean, a topology without a stream, a map that is no rotation, a leaf that is
+            not a float array.
     """
     if not topology.rms:
         raise ValueError("the norms of this topology subtract a mean, which a rotation of the stream does not keep")
+    if not topology.writers:
+        raise ValueError(
+            "the topology lists no writers of the stream: a norm behind a layer's parts fixes its channels"
+        )
     if not isinstance(rotation, Hadamard | Orthogonal):
         raise ValueError(f"the stream passes norms: only a rotation keeps lengths, {type(rotation).__name__} does not")
     topology.check({path: tuple(leaf.shape) for path, leaf in leaves.items()})

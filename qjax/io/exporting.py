@@ -19,9 +19,10 @@ from qjax.io.atomic import atomically
 from qjax.io.container import Container, Stored
 from qjax.io.containers import CONTAINERS
 from qjax.io.tensors import SHARD, write_tensors
+from qjax.models.configuration import write_config
 from qjax.models.decoder import Decoder, unstack_layers
 from qjax.models.gguf import checked
-from qjax.models.safetensors import hf_name, write_config
+from qjax.models.safetensors import hf_name
 from qjax.models.tokenizer import Tokenizer
 from qjax.qarray import QArray
 from qjax.trace.paths import leaves_with_paths
@@ -72,10 +73,11 @@ def export(
         with atomically(path) as file:
             gguf.write(file, model.arch, leaves, tokenizer)
         return
+    config = write_config(model.arch)
     with atomically(path) as folder:
         folder.mkdir()
         tensors, settings, dtype = _folder(CONTAINERS[to], leaves, layout)
-        config = {**write_config(model.arch), "dtype": dtype}
+        config["dtype"] = dtype
         if tokenizer is not None:
             tokenizer.write(folder)
             ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}

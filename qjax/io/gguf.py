@@ -35,8 +35,11 @@ def write(file: Path, arch: Architecture, leaves: Mapping[str, Any], tokenizer: 
     """The file of a model's parameters by path, arrays or quantized.
 
     Raises:
-        ValueError: a parameter that llama.cpp has no tensor or block type for; names it and the remedy.
+        ValueError: an architecture that is no Llama's; a parameter that llama.cpp has no tensor or block type for; each
+            named, with the remedy.
     """
+    if arch.beyond_llama:
+        raise ValueError(f"this writer knows Llama-family models only, and this one has {arch.beyond_llama}")
     if arch.ffn_bias:
         raise ValueError("layers/0/ffn/gate_bias: this writer has no GGUF name for biases of the feed-forward part")
     writer = GGUFWriter(str(file), "llama")

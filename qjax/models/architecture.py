@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
+
+CHOICES = {
+    "norm": ("rms", "layer"),
+    "placement": ("pre", "post", "both"),
+    "qk_norm": (None, "head", "width"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and variants of a Llama-family decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+    """Sizes and variants of a decoder; as they stand, a Llama: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+
+    Args:
+        vocab, width, layers, heads, kv_heads, head_dim, ffn: sizes; `width` is that of the residual stream.
+        eps: what a norm adds under its root.
+        theta: base of RoPE's frequencies.
+        rope_factors: divisor of each frequency, one per pair of channels: interpolation and Llama 3.1's rule are this.
+        tied: the head is the embedding.
+        qkv_bias, o_bias, ffn_bias: which projections add one.
+        context: tokens the model was made for; rows of the table where positions are learned.
+        norm: "rms", or "layer" with a mean and a bias.
+        placement: norms in front of attention and FFN ("pre"), on what they add to the stream ("post"), or "both".
+        qk_norm: queries and keys normalized before RoPE, by "head" or over the "width" of all heads.
+        activation: "silu", "gelu", "gelu_tanh" or "relu".
+        gated: activation(gate) * up; else activation(up).
+        parallel: attention and FFN read the same stream, and both add to it.
+        rotary: channels of a head that RoPE turns, the first ones; None is all, 0 none.
+        learned_positions: a table of positions is added to the embedding.
+        windows: how many latest tokens a layer attends to, itself included, 0 for all: layer i has
+            `windows[i % len(windows)]`; empty where every layer sees everything.
+        window_theta: base of RoPE in layers with a window, whose frequencies have no divisors; None for no difference.
+        embed_scale: factor of an embedded token.
+        query_scale: factor of the scores; None is 1 / sqrt(head_dim).
+        score_cap, logit_cap: c in c tanh(x / c), of attention's scores and of the logits.
+
+    Raises:
+        ValueError: values that no decoder has, by the field's name.
 
     >>> Architecture(vocab=32, width=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=16).parameters
     1832
@@ -23,26 +57,76 @@ class Architecture:
     ffn: int
     eps: float = 1e-5
     theta: float = 10000.0
-    # Divisor of each rotary frequency, one per pair of channels: interpolation and Llama 3.1's rule are both this.
     rope_factors: tuple[float, ...] | None = None
     tied: bool = True
     qkv_bias: bool = False
     o_bias: bool = False
     ffn_bias: bool = False
     context: int = 2048
+    norm: str = "rms"
+    placement: str = "pre"
+    qk_norm: str | None = None
+    activation: str = "silu"
+    gated: bool = True
+    parallel: bool = False
+    rotary: int | None = None
+    learned_positions: bool = False
+    windows: tuple[int, ...] = ()
+    window_theta: float | None = None
+    embed_scale: float = 1.0
+    query_scale: float | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
 
     def __post_init__(self) -> None:
-        for field in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ffn"):
+        for field in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ffn", "context"):
             if getattr(self, field) < 1:
                 raise ValueError(f"Architecture.{field} must be positive, got {getattr(self, field)}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: RoPE turns pairs of channels")
-        if self.rope_factors is not None and len(self.rope_factors) != self.head_dim // 2:
+        for field, known in CHOICES.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"Architecture.{field} must be one of {known}, got {getattr(self, field)!r}")
+        if self.rotated % 2 or not 0 <= self.rotated <= self.head_dim:
             raise ValueError(
-                f"rope_factors has {len(self.rope_factors)} entries, head_dim={self.head_dim} needs half that"
+                f"RoPE turns pairs of channels, not {self.rotated} of head_dim={self.head_dim}; set rotary"
             )
+        if self.rope_factors is not None and len(self.rope_factors) != self.rotated // 2:
+            raise ValueError(
+                f"rope_factors has {len(self.rope_factors)} entries, {self.rotated} turned channels need half as many"
+            )
+        if min(self.windows, default=0) < 0 or len(self.windows) > self.layers:
+            raise ValueError(
+                f"windows={self.windows} must be at most one number for each of {self.layers} layers, >= 0"
+            )
+        if self.window_theta is not None and not any(self.windows):
+            raise ValueError(f"window_theta={self.window_theta} is for layers with a window, and none has one")
+
+    @property
+    def rotated(self) -> int:
+        """How many channels of a head RoPE turns."""
+        return self.head_dim if self.rotary is None else self.rotary
+
+    def window(self, layer: int) -> int:
+        """How many latest tokens a layer attends to; 0 for all."""
+        return self.windows[layer % len(self.windows)] if self.windows else 0
+
+    @property
+    def beyond_llama(self) -> dict[str, Any]:
+        """Fields that a Llama has not, where they differ from what it does: {} if a Llama's writer can write this.
+
+        >>> sizes = dict(vocab=32, width=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=16)
+        >>> Architecture(**sizes, windows=(4, 0)).beyond_llama
+        {'windows': (4, 0)}
+        """
+        own = fields(self)[[field.name for field in fields(self)].index("norm") :]
+        return {f.name: getattr(self, f.name) for f in own if getattr(self, f.name) != f.default}
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Names of a layer's norms between its parts and the stream."""
+        before, after = ("attn_norm", "ffn_norm"), ("attn_post_norm", "ffn_post_norm")
+        return {"pre": before, "post": after, "both": (*before, *after)}[self.placement]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -62,15 +146,25 @@ class Architecture:
             "ffn/up": (self.width, self.ffn, self.ffn_bias),
             "ffn/down": (self.ffn, self.width, self.ffn_bias),
         }
+        if not self.gated:
+            del kernels["ffn/gate"]
+        norms = dict.fromkeys(self.norms, self.width)
+        if self.qk_norm is not None:
+            sizes = (query, keys) if self.qk_norm == "width" else (self.head_dim, self.head_dim)
+            norms |= {"attn/q_norm": sizes[0], "attn/k_norm": sizes[1]}
+        parts = ("scale",) if self.norm == "rms" else ("scale", "bias")
         shapes: dict[str, tuple[int, ...]] = {"embed": (self.vocab, self.width)}
+        if self.learned_positions:
+            shapes["positions"] = (self.context, self.width)
         for layer in range(self.layers):
             prefix = f"layers/{layer}"
-            shapes[f"{prefix}/attn_norm/scale"] = shapes[f"{prefix}/ffn_norm/scale"] = (self.width,)
+            for name, size in norms.items():
+                shapes |= {f"{prefix}/{name}/{part}": (size,) for part in parts}
             for name, (rows, columns, bias) in kernels.items():
                 shapes[f"{prefix}/{name}"] = (rows, columns)
                 if bias:
                     shapes[f"{prefix}/{name}_bias"] = (columns,)
-        shapes["norm/scale"] = (self.width,)
+        shapes |= {f"norm/{part}": (self.width,) for part in parts}
         if not self.tied:
             shapes["head"] = (self.width, self.vocab)
         return shapes

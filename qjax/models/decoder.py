@@ -5,7 +5,11 @@ Parameters are one subtree per layer, kernels stored [in, out]:
     embed [vocab, width]; layers/<i>/attn/{q, k, v, o}; layers/<i>/ffn/{gate, up, down};
     layers/<i>/{attn_norm, ffn_norm}/scale; norm/scale; head [width, vocab] unless tied; biases as attn/q_bias.
 
-Every layer runs through one jitted block, so an eager call compiles it once however deep the model is. Activations are
+By the architecture also positions [context, width]; attn/{q_norm, k_norm}; {attn_post_norm, ffn_post_norm}, whose sites
+are called like the others; a norm's bias beside its scale; and no ffn/gate.
+
+Every layer runs through one jitted block, so an eager call compiles it once however deep the model is: where layers
+differ in window or RoPE, both are arguments of the block. Activations are
 marked with `jax.ad_checkpoint.checkpoint_name` under local names (`SITES`), which a shared block can carry; the call of
 the block sits in `jax.named_scope("layers/<i>")`, so a site is the scope of the call followed by the local name:
 "layers/3/attn/query". Under `scan=True` the scope is "layers" and the iteration is the index.
@@ -20,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -28,29 +33,38 @@ from qjax.kv.cache import Cache
 from qjax.kv.float_cache import FloatCache
 from qjax.models import wiring
 from qjax.models.architecture import Architecture
+from qjax.models.norms import normed
+from qjax.models.rope import Turns, rotate, turns_by_kind, turns_of
 from qjax.trace.topology import Topology
 
 Params = Mapping[str, Any]
 FLOAT = FloatCache()
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
 
 SITES = (
     "attn_norm/output",
     "attn/query",  # after RoPE
     "attn/key",  # after RoPE
     "attn/value",
-    "attn/scores",  # scaled; before the mask (0 where no score is computed), but after it when they come from a cache
+    # Scaled and capped; before the mask (0 where no score is computed), but after it when they come from a cache.
+    "attn/scores",
     "attn/probabilities",
     "attn/mixed",  # what the output projection reads
     "residual/attn",
     "ffn_norm/output",
-    "ffn/product",  # silu(gate) * up, what the down projection reads
+    "ffn/product",  # silu(gate) * up or its like, what the down projection reads
     "residual/ffn",
 )
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A Llama-family decoder as a pure function of its parameters.
+    """A decoder as a pure function of its parameters.
 
     Args:
         arch: sizes and variants.
@@ -84,15 +98,21 @@ class Decoder:
         """
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [batch, tokens], got shape {tokens.shape}")
-        x = _embed(params["embed"], tokens)
-        turns = rotations(self.arch, _in_order(tokens.shape[1]) if positions is None else positions)
+        at = _in_order(tokens.shape[1]) if positions is None else positions
+        x, turns, windows = _embed(self.arch, params, tokens, at), turns_by_kind(self.arch, at), _windows(self.arch)
         if self.scan:
+
+            def body(x: Array, layer: Any) -> tuple[Array, None]:
+                params, window = layer
+                return block(self.arch, params, x, turns_of(turns, window), positions, window), None
+
             with jax.named_scope("layers"):
-                x, _ = lax.scan(lambda x, p: (block(self.arch, p, x, turns, positions), None), x, params["layers"])
+                x, _ = lax.scan(body, x, (params["layers"], windows))
         else:
             for i in range(self.arch.layers):
+                window = None if windows is None else windows[i]
                 with jax.named_scope(f"layers/{i}"):
-                    x = block(self.arch, params["layers"][str(i)], x, turns, positions)
+                    x = block(self.arch, params["layers"][str(i)], x, turns_of(turns, window), positions, window)
         return _head(self.arch, params["norm"], params["embed" if self.arch.tied else "head"], x)
 
     @property
@@ -131,49 +151,49 @@ class Decoder:
         Returns:
             float32 [batch, tokens (1 if last), vocab] and the new state.
         """
-        x = _embed(params["embed"], tokens)
-        turns = rotations(self.arch, positions)
+        x, turns = _embed(self.arch, params, tokens, positions), turns_by_kind(self.arch, positions)
+        windows = _windows(self.arch)
         if self.scan:
 
-            def body(x: Array, layer: tuple[Params, Any]) -> tuple[Array, Any]:
-                return cached_block(self, *layer, x, turns, positions)
+            def body(x: Array, layer: Any) -> tuple[Array, Any]:
+                params, state, window = layer
+                return cached_block(self, params, state, x, turns_of(turns, window), positions, window)
 
             with jax.named_scope("layers"):
-                x, state = lax.scan(body, x, (params["layers"], state))
+                x, state = lax.scan(body, x, (params["layers"], state, windows))
         else:
             states = []
             for i in range(self.arch.layers):
+                layer, window = params["layers"][str(i)], None if windows is None else windows[i]
                 with jax.named_scope(f"layers/{i}"):
-                    x, new = cached_block(self, params["layers"][str(i)], state[i], x, turns, positions)
+                    x, new = cached_block(self, layer, state[i], x, turns_of(turns, window), positions, window)
                 states.append(new)
             state = tuple(states)
         x = x[:, -1:] if last else x
         return _head(self.arch, params["norm"], params["embed" if self.arch.tied else "head"], x), state
 
 
-def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """Divide x [..., width] by its root mean square and multiply by scale [width], in float32."""
-    x = x.astype(jnp.float32)
-    y = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.float32(eps))
-    return y * jnp.broadcast_to(scale.astype(jnp.float32), y.shape)
+def _named_norm(arch: Architecture, layer: Params, name: str, x: Array) -> Array:
+    """A norm of the layer with its site, where the architecture has it."""
+    return checkpoint_name(normed(arch, layer[name], x), f"{name}/output") if name in arch.norms else x
 
 
-def rotate(x: Array, turns: tuple[Array, Array]) -> Array:
-    """RoPE on x [batch, tokens, heads, dim], channel i paired with i + dim/2 (the Hugging Face order of Llama)."""
-    cos, sin = (t[:, :, None, :] for t in turns)
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+def _windows(arch: Architecture) -> np.ndarray | None:
+    """int32 [layers]; None where every layer sees everything."""
+    return np.array([arch.window(i) for i in range(arch.layers)], np.int32) if any(arch.windows) else None
 
 
-@partial(jax.jit, static_argnums=0)
-def rotations(arch: Architecture, positions: Array) -> tuple[Array, Array]:
-    """Cosines and sines of RoPE for int32 positions [batch, tokens]: float32 [batch, tokens, head_dim / 2] each."""
-    pairs = jnp.arange(0, arch.head_dim, 2, dtype=jnp.float32) / jnp.float32(arch.head_dim)
-    frequencies = 1.0 / (jnp.float32(arch.theta) ** pairs)
-    if arch.rope_factors is not None:
-        frequencies = frequencies / jnp.asarray(arch.rope_factors, jnp.float32)
-    angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+def _seen(positions: Array, slots: Array, window: Array | None) -> Array:
+    """`visible` [batch, 1, tokens, slots] within the latest `window` tokens; 0 is all."""
+    seen = visible(positions, slots)
+    if window is None:
+        return seen
+    age = positions[:, None, :, None] - slots[:, None, None, :]
+    return seen & ((window == 0) | (age < window))
+
+
+def _capped(x: Array, cap: float | None) -> Array:
+    return x if cap is None else jnp.float32(cap) * jnp.tanh(x / jnp.float32(cap))
 
 
 def _in_order(tokens: int) -> Array:
@@ -181,16 +201,27 @@ def _in_order(tokens: int) -> Array:
     return jnp.arange(tokens, dtype=jnp.int32)[None]
 
 
-@jax.jit
-def _embed(embed: Array, tokens: Array) -> Array:
-    # An id outside the vocabulary gives NaN instead of some other word's row.
-    return checkpoint_name(jnp.take(embed, tokens, axis=0, mode="fill").astype(jnp.float32), "residual/embed")
+def _embed(arch: Architecture, params: Params, tokens: Array, positions: Array) -> Array:
+    table = params["positions"] if arch.learned_positions else None
+    return _stream(arch, params["embed"], table, tokens, positions)
+
+
+@partial(jax.jit, static_argnums=0)
+def _stream(arch: Architecture, embed: Array, table: Array | None, tokens: Array, positions: Array) -> Array:
+    # An id outside the vocabulary gives NaN instead of some other word's row; so does a position outside the table.
+    x = jnp.take(embed, tokens, axis=0, mode="fill").astype(jnp.float32)
+    if arch.embed_scale != 1:
+        x = x * jnp.float32(arch.embed_scale)
+    if table is not None:
+        own = jnp.take(table, jnp.maximum(positions, 0), axis=0, mode="fill").astype(jnp.float32)
+        x = x + jnp.broadcast_to(own, x.shape)
+    return checkpoint_name(x, "residual/embed")
 
 
 @partial(jax.jit, static_argnums=0)
 def _head(arch: Architecture, norm: Params, head: Array, x: Array) -> Array:
-    x = checkpoint_name(rms_norm(x, norm["scale"], arch.eps), "norm/output")
-    return jnp.einsum("btd,vd->btv" if arch.tied else "btd,dv->btv", x, head)
+    x = checkpoint_name(normed(arch, norm, x), "norm/output")
+    return _capped(jnp.einsum("btd,vd->btv" if arch.tied else "btd,dv->btv", x, head), arch.logit_cap)
 
 
 def _linear(weights: Params, name: str, x: Array) -> Array:
@@ -199,35 +230,57 @@ def _linear(weights: Params, name: str, x: Array) -> Array:
     return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
 
+def _heads(arch: Architecture, attn: Params, name: str, x: Array) -> Array:
+    """Queries or keys [batch, tokens, heads, head_dim] before RoPE, normalized where the architecture says so."""
+    batch, tokens, _ = x.shape
+    y = _linear(attn, name, x)
+    if arch.qk_norm == "width":
+        y = normed(arch, attn[f"{name}_norm"], y)
+    y = y.reshape(batch, tokens, -1, arch.head_dim)
+    return normed(arch, attn[f"{name}_norm"], y) if arch.qk_norm == "head" else y
+
+
 def _layer(
     arch: Architecture,
     layer: Params,
     x: Array,
-    turns: tuple[Array, Array],
+    turns: Turns | None,
     attend: Callable[[Array, Array, Array], tuple[Array, Any]],
 ) -> tuple[Array, Any]:
     """One layer around `attend`: (q, k, v) [batch, tokens, heads, dim] to mixed values and the cache's new state."""
     batch, tokens, _ = x.shape
-    attn, ffn = layer["attn"], layer["ffn"]
-    h = checkpoint_name(rms_norm(x, layer["attn_norm"]["scale"], arch.eps), "attn_norm/output")
-    q = _linear(attn, "q", h).reshape(batch, tokens, arch.heads, arch.head_dim)
-    k = _linear(attn, "k", h).reshape(batch, tokens, arch.kv_heads, arch.head_dim)
+    attn, ffn, activation = layer["attn"], layer["ffn"], ACTIVATIONS[arch.activation]
+    h = _named_norm(arch, layer, "attn_norm", x)
+    q, k = _heads(arch, attn, "q", h), _heads(arch, attn, "k", h)
     v = _linear(attn, "v", h).reshape(batch, tokens, arch.kv_heads, arch.head_dim)
-    q = checkpoint_name(rotate(q, turns), "attn/query")
-    k = checkpoint_name(rotate(k, turns), "attn/key")
+    q = checkpoint_name(q if turns is None else rotate(q, turns), "attn/query")
+    k = checkpoint_name(k if turns is None else rotate(k, turns), "attn/key")
     v = checkpoint_name(v, "attn/value")
     mixed, state = attend(q, k, v)
     mixed = checkpoint_name(mixed.reshape(batch, tokens, arch.heads * arch.head_dim), "attn/mixed")
-    x = checkpoint_name(x + _linear(attn, "o", mixed), "residual/attn")
-    h = checkpoint_name(rms_norm(x, layer["ffn_norm"]["scale"], arch.eps), "ffn_norm/output")
-    product = jax.nn.silu(_linear(ffn, "gate", h)) * _linear(ffn, "up", h)
-    product = checkpoint_name(product, "ffn/product")
-    return checkpoint_name(x + _linear(ffn, "down", product), "residual/ffn"), state
+    between = x + _named_norm(arch, layer, "attn_post_norm", _linear(attn, "o", mixed))
+    between = checkpoint_name(between, "residual/attn")
+    h = _named_norm(arch, layer, "ffn_norm", x if arch.parallel else between)
+    product = activation(_linear(ffn, "gate" if arch.gated else "up", h))
+    product = checkpoint_name(product * _linear(ffn, "up", h) if arch.gated else product, "ffn/product")
+    y = _named_norm(arch, layer, "ffn_post_norm", _linear(ffn, "down", product))
+    return checkpoint_name(between + y, "residual/ffn"), state
+
+
+def _scaled(arch: Architecture, q: Array) -> Array:
+    return q * jnp.float32(arch.head_dim**-0.5 if arch.query_scale is None else arch.query_scale)
 
 
 @partial(jax.jit, static_argnums=0)
-def block(arch: Architecture, layer: Params, x: Array, turns: tuple[Array, Array], positions: Array | None) -> Array:
-    """One layer on x [batch, tokens, width]; `turns` from `rotations(arch, positions)`.
+def block(
+    arch: Architecture,
+    layer: Params,
+    x: Array,
+    turns: Turns | None,
+    positions: Array | None,
+    window: Array | None = None,
+) -> Array:
+    """One layer on x [batch, tokens, width]; `turns` from `rotations(arch, positions)`, `window` an int32, 0 for all.
 
     Positions None are 0, 1, 2, ...: attention then skips most of what the mask would hide.
     """
@@ -235,17 +288,19 @@ def block(arch: Architecture, layer: Params, x: Array, turns: tuple[Array, Array
     at = _in_order(tokens) if positions is None else positions
 
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-        q, k, v = q * jnp.float32(arch.head_dim**-0.5), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        q, k, v = _scaled(arch, q), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         parts = causal_parts(tokens) if positions is None else [(0, tokens, tokens)]
+
+        def scores(start: int, stop: int, slots: int) -> Array:
+            return _capped(grouped_scores(q[:, start:stop], k[:, :, :slots]), arch.score_cap)
 
         def probabilities(start: int, stop: int, slots: int) -> Array:
             own = s[:, :, start:stop, :slots]
-            seen = visible(at[:, start:stop], at[:, :slots])
+            seen = _seen(at[:, start:stop], at[:, :slots], window)
             return jax.nn.softmax(jnp.where(seen, own, jnp.full_like(own, MASKED)), axis=-1)
 
         # Sites are whole squares; where no tap sits on them, the compiler sees that only the parts are read.
-        s = square([grouped_scores(q[:, start:stop], k[:, :, :slots]) for start, stop, slots in parts])
-        s = checkpoint_name(s, "attn/scores")
+        s = checkpoint_name(square([scores(*part) for part in parts]), "attn/scores")
         p = checkpoint_name(square([probabilities(*part) for part in parts]), "attn/probabilities")
         mixed = [grouped_mix(p[:, :, start:stop, :slots], v[:, :, :slots]) for start, stop, slots in parts]
         return jnp.concatenate(mixed, axis=1), None
@@ -255,7 +310,13 @@ def block(arch: Architecture, layer: Params, x: Array, turns: tuple[Array, Array
 
 @partial(jax.jit, static_argnums=0)
 def cached_block(
-    model: Decoder, layer: Params, state: Any, x: Array, turns: tuple[Array, Array], positions: Array
+    model: Decoder,
+    layer: Params,
+    state: Any,
+    x: Array,
+    turns: Turns | None,
+    positions: Array,
+    window: Array | None = None,
 ) -> tuple[Array, Any]:
     """One layer on x [batch, tokens, width] that appends to its cache; the output and the new state."""
 
@@ -263,7 +324,11 @@ def cached_block(
         keys = model.key_cache.append(state[0], k, positions)
         values = model.value_cache.append(state[1], v, positions)
         # The scale goes onto the query: a mask that the cache has written must stay what it is.
-        s = model.key_cache.scores(keys, q * jnp.float32(model.arch.head_dim**-0.5), positions)
+        s = model.key_cache.scores(keys, _scaled(model.arch, q), positions)
+        if window is not None or model.arch.score_cap is not None:
+            # Which position a slot holds the cache knows; its values are not read for that.
+            seen = _seen(positions, model.key_cache.decode(keys)[1], window)
+            s = jnp.where(seen, _capped(s, model.arch.score_cap), jnp.full_like(s, MASKED))
         p = jax.nn.softmax(checkpoint_name(s, "attn/scores"), axis=-1)
         return model.value_cache.mix(values, checkpoint_name(p, "attn/probabilities")), (keys, values)
 
@@ -273,9 +338,9 @@ def cached_block(
 def _initial(key: Array, path: str, shape: tuple[int, ...]) -> Array:
     if path.endswith("/scale"):
         return jnp.ones(shape, jnp.float32)
-    if path.endswith("_bias"):
+    if path.endswith(("_bias", "/bias")):
         return jnp.zeros(shape, jnp.float32)
-    fan_in = shape[1] if path == "embed" else shape[0]
+    fan_in = shape[1] if path in ("embed", "positions") else shape[0]
     return jax.random.normal(key, shape, jnp.float32) * jnp.float32(fan_in**-0.5)
 
 

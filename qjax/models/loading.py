@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qjax.models import gguf, safetensors, tokenizer
+from qjax.models import configuration, gguf, safetensors, tokenizer
 from qjax.models.decoder import Decoder
 from qjax.models.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ def load(source: str | Path | None = None, quantized: bool = False) -> tuple[Dec
     config = safetensors.read_config(path)
     if quantized and config.get("quantization_config") is None:
         raise ValueError(f"{path} holds float weights; quantized=True is for a GGUF file")
-    arch = safetensors.read_architecture(config)
+    arch = configuration.read_architecture(config)
     if not (path / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{path} lacks tokenizer.json")
     ids = (_first(config.get(f"{name}_token_id")) for name in ("bos", "eos", "pad"))

@@ -1,4 +1,4 @@
-"""Llama-family directories in the Hugging Face layout: config.json and safetensors, single or sharded.
+"""Folders in the Hugging Face layout, of `qjax.models.families`: config.json and safetensors, single or sharded.
 
 What a quantized matrix's tensors mean its container says (`qjax.io.containers`).
 """
@@ -11,40 +11,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from qjax.io import layout
 from qjax.io.containers import schemes
 from qjax.io.tensors import INDEX, open_tensors
-from qjax.models.architecture import Architecture, llama3_rope_factors
+from qjax.models.architecture import Architecture
 from qjax.models.decoder import nest
+from qjax.models.families import FAMILIES, Family, Fused
 from qjax.models.gguf import checked
 
-LAYER = {
-    "input_layernorm.weight": "attn_norm/scale",
-    "self_attn.q_proj.weight": "attn/q",
-    "self_attn.k_proj.weight": "attn/k",
-    "self_attn.v_proj.weight": "attn/v",
-    "self_attn.o_proj.weight": "attn/o",
-    "self_attn.q_proj.bias": "attn/q_bias",
-    "self_attn.k_proj.bias": "attn/k_bias",
-    "self_attn.v_proj.bias": "attn/v_bias",
-    "self_attn.o_proj.bias": "attn/o_bias",
-    "post_attention_layernorm.weight": "ffn_norm/scale",
-    "mlp.gate_proj.weight": "ffn/gate",
-    "mlp.up_proj.weight": "ffn/up",
-    "mlp.down_proj.weight": "ffn/down",
-    "mlp.gate_proj.bias": "ffn/gate_bias",
-    "mlp.up_proj.bias": "ffn/up_bias",
-    "mlp.down_proj.bias": "ffn/down_bias",
-}
-GLOBAL = {"model.embed_tokens.weight": "embed", "model.norm.weight": "norm/scale", "lm_head.weight": "head"}
 # Written by old versions of transformers; computed here.
-DERIVED = "rotary_emb.inv_freq"
+DERIVED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 FLOATS = ("float32", "float16", "bfloat16")
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rms_norm_eps")
-# RoPE divisors are a tuple: a number like 2^40 must not be tried.
-WIDEST = 2**14
-TO_HF = {ours: theirs for theirs, ours in (LAYER | GLOBAL).items()}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -52,89 +31,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it does not describe a Llama-family model.
+        ValueError: if it describes a model of no family that can be read.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json, so it is not a model folder")
     config = _settings(path)
-    if config.get("model_type") != "llama":
-        raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, only 'llama' can be read")
-    return config
-
-
-def read_architecture(config: dict[str, Any]) -> Architecture:
-    """Sizes and variants from a config.json.
-
-    Raises:
-        ValueError: for a variant that the decoder does not have, naming the key, or settings of another structure.
-    """
-    try:
-        return _architecture(config)
-    except (AttributeError, KeyError, OverflowError, TypeError) as error:
-        raise ValueError(f"config.json is malformed ({type(error).__name__}: {error})") from error
-
-
-def _architecture(config: dict[str, Any]) -> Architecture:
-    if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act is {config['hidden_act']!r}, only 'silu' is supported")
-    if missing := [key for key in SIZES if not isinstance(config.get(key), int | float)]:
-        raise ValueError(f"config.json has no number for {', '.join(missing)}")
-    heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
-    head_dim = int(config.get("head_dim") or width // max(heads, 1))
-    if head_dim > WIDEST:
-        raise ValueError(f"head_dim is {head_dim}; heads have at most {WIDEST} channels")
-    # transformers 5 keeps theta and the scaling together; before, they were two keys.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(config.get("rope_theta") or rope.get("rope_theta", 10000.0))
-    return Architecture(
-        vocab=int(config["vocab_size"]),
-        width=width,
-        layers=int(config["num_hidden_layers"]),
-        heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=head_dim,
-        ffn=int(config["intermediate_size"]),
-        eps=float(config["rms_norm_eps"]),
-        theta=theta,
-        rope_factors=_rope_factors(rope, head_dim, theta),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=bool(config.get("attention_bias", False)),
-        o_bias=bool(config.get("attention_bias", False)),
-        ffn_bias=bool(config.get("mlp_bias", False)),
-        context=int(config.get("max_position_embeddings", 2048)),
-    )
-
-
-def write_config(arch: Architecture) -> dict[str, Any]:
-    """The config.json of an architecture: what `read_architecture` reads back.
-
-    Raises:
-        ValueError: RoPE divisors, or biases, that a Llama configuration has no keys for.
-    """
-    if arch.qkv_bias != arch.o_bias:
+    if config.get("model_type") not in FAMILIES:
         raise ValueError(
-            "a Llama config.json has one key for the biases of q, k, v and o: they all have one or none has"
+            f"{path}: model_type is {config.get('model_type')!r}; those that can be read are {', '.join(FAMILIES)}"
         )
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": arch.vocab,
-        "hidden_size": arch.width,
-        "num_hidden_layers": arch.layers,
-        "num_attention_heads": arch.heads,
-        "num_key_value_heads": arch.kv_heads,
-        "head_dim": arch.head_dim,
-        "intermediate_size": arch.ffn,
-        "hidden_act": "silu",
-        "rms_norm_eps": arch.eps,
-        "rope_theta": arch.theta,
-        "rope_scaling": _rope_scaling(arch),
-        "tie_word_embeddings": arch.tied,
-        "attention_bias": arch.qkv_bias,
-        "mlp_bias": arch.ffn_bias,
-        "max_position_embeddings": arch.context,
-    }
+    return config
 
 
 def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
@@ -150,27 +57,30 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
             `quantization_config` that is unknown.
     """
     scheme, leaves, stored = schemes(config.get("quantization_config")), {}, _tensors(folder)
+    family = FAMILIES[config.get("model_type", "llama")]
     if arch.layers > len(stored):  # before a name is made for each
         raise ValueError(f"{folder} has {len(stored)} tensors, too few for num_hidden_layers={arch.layers}")
     shapes = arch.shapes
     modules: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in stored.items():
+        if name.endswith(DERIVED) or (arch.tied and name == "lm_head.weight"):
+            continue
         module, _, suffix = name.rpartition(".")
-        if suffix != "bias" and _linear(module) and scheme(module) is not None:
+        if suffix != "bias" and _linear(family, module) and scheme(module) is not None:
             modules.setdefault(module, {})[suffix] = tensor
             continue
-        path = _path(name, arch)
-        if path is None:
-            continue
+        target = _target(family, module)
+        if target is None or suffix not in ("weight", "bias"):
+            raise ValueError(f"the checkpoint has a tensor {name!r} that no parameter of this family answers to")
         if tensor.dtype.name not in FLOATS:
             raise ValueError(f"{folder}: {name} is {tensor.dtype.name}, only {', '.join(FLOATS)} can be read as floats")
-        w = jnp.asarray(tensor).astype(jnp.float32)
-        leaves[path] = w.T if w.ndim == 2 and path != "embed" else w
+        leaves |= _parameters(family, arch, target, suffix, jnp.asarray(tensor).astype(jnp.float32))
     for module, tensors in modules.items():
-        path, found = _path(f"{module}.weight", arch), scheme(module)
-        if found is None or path not in shapes:
+        path, found = _target(family, module), scheme(module)
+        if found is None or not isinstance(path, str) or path not in shapes:
             raise ValueError(
-                f"the checkpoint has a quantized {module}, the architecture has no {path or 'such matrix'}"
+                f"the checkpoint has a quantized {module}, the architecture has no "
+                f"{path if isinstance(path, str) else 'such matrix by itself'}"
             )
         inputs, outputs = shapes[path]
         leaves[path] = layout.read(module, tensors, found, (inputs, outputs))
@@ -178,15 +88,18 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
 
 
 def hf_name(path: str) -> str:
-    """The Hugging Face name of one of our parameters.
+    """Llama's Hugging Face name of one of our parameters.
 
-    >>> hf_name("layers/3/attn/q"), hf_name("embed")
-    ('model.layers.3.self_attn.q_proj.weight', 'model.embed_tokens.weight')
+    >>> hf_name("layers/3/attn/q"), hf_name("embed"), hf_name("layers/0/attn/q_bias")
+    ('model.layers.3.self_attn.q_proj.weight', 'model.embed_tokens.weight', 'model.layers.0.self_attn.q_proj.bias')
     """
+    family, suffix = FAMILIES["llama"], "bias" if path.endswith("_bias") else "weight"
+    own = path.removesuffix("_bias").removesuffix("/scale")
+    names = {ours: theirs for theirs, ours in {**family.outer, **family.modules}.items()}
     if not path.startswith("layers/"):
-        return TO_HF[path]
-    _, layer, local = path.split("/", 2)
-    return f"model.layers.{layer}.{TO_HF[local]}"
+        return f"{names[own]}.{suffix}"
+    _, layer, local = own.split("/", 2)
+    return f"{family.layers}{layer}.{names[local]}.{suffix}"
 
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -229,52 +142,54 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _linear(module: str) -> bool:
-    """Whether a module is one that settings call linear."""
-    return module.endswith("_proj") or module == "lm_head"
+def _linear(family: Family, module: str) -> bool:
+    """Whether a module is one that settings call linear: it has a kernel, and is neither a norm nor the embedding."""
+    target = _target(family, module)
+    paths = target.parts if isinstance(target, Fused) else () if target is None else (target,)
+    return any(path == "head" or "/attn/" in path or "/ffn/" in path for path in paths if not path.endswith("norm"))
 
 
-def _path(name: str, arch: Architecture) -> str | None:
-    """Our path of a Hugging Face name; None for what is not a parameter."""
-    if name.endswith(DERIVED) or (arch.tied and name == "lm_head.weight"):
+def _target(family: Family, module: str) -> str | Fused | None:
+    """Our path, or paths, of a module; None where there is none."""
+    if module in family.outer:
+        return family.outer[module]
+    layer, _, local = module.removeprefix(family.layers).partition(".")
+    if not module.startswith(family.layers) or local not in family.modules:
         return None
-    if name in GLOBAL:
-        return GLOBAL[name]
-    layer, _, local = name.removeprefix("model.layers.").partition(".")
-    if not name.startswith("model.layers.") or local not in LAYER:
-        raise ValueError(f"the checkpoint has a tensor {name!r} that no Llama-family parameter answers to")
-    return f"layers/{layer}/{LAYER[local]}"
+    found = family.modules[local]
+    if isinstance(found, Fused):
+        return Fused(tuple(f"layers/{layer}/{part}" for part in found.parts), found.by_head)
+    return f"layers/{layer}/{found}"
 
 
-def _rope_factors(rope: dict[str, Any], head_dim: int, theta: float) -> tuple[float, ...] | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return (float(rope["factor"]),) * (head_dim // 2)
-    if kind == "llama3":
-        low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-        original = int(rope["original_max_position_embeddings"])
-        return llama3_rope_factors(head_dim, theta, float(rope["factor"]), low, high, original)
-    raise ValueError(f"RoPE scaling {kind!r} is not supported")
+def _parameters(family: Family, arch: Architecture, target: str | Fused, suffix: str, w: Array) -> dict[str, Array]:
+    """The parameters in one stored tensor."""
+    if isinstance(target, Fused):
+        rows = w.T if family.inputs_first and w.ndim == 2 else w
+        return {
+            f"{path}_bias" if suffix == "bias" else path: part.T if part.ndim == 2 else part
+            for path, part in zip(target.parts, _apart(target, arch, rows), strict=True)
+        }
+    if target.endswith("norm"):
+        return {f"{target}/bias": w} if suffix == "bias" else {f"{target}/scale": w + jnp.float32(family.gain_offset)}
+    if suffix == "bias":
+        return {f"{target}_bias": w}
+    if target == "positions":
+        return {target: w[family.skipped_positions :]}
+    return {target: w if w.ndim != 2 or target == "embed" or family.inputs_first else w.T}
 
 
-def _rope_scaling(arch: Architecture) -> dict[str, Any] | None:
-    """The inverse of `_rope_factors`: the divisors say which rule made them, if one did."""
-    if arch.rope_factors is None:
-        return None
-    factor = max(arch.rope_factors)
-    options = (
-        {"rope_type": "linear", "factor": factor},
-        {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-    )
-    for option in options:
-        if _rope_factors(option, arch.head_dim, arch.theta) == arch.rope_factors:
-            return option
-    raise ValueError(f"rope_factors {arch.rope_factors} are neither one number nor those of Llama 3.1")
+def _apart(target: Fused, arch: Architecture, rows: Array) -> list[Array]:
+    """The rows (outputs) of a fused matrix or bias, as those of its parts."""
+    if target.by_head:
+        count = len(target.parts)
+        if rows.shape[0] != arch.heads * count * arch.head_dim:
+            raise ValueError(
+                f"{', '.join(target.parts)} are stored as one of {rows.shape[0]} outputs, not {count} a channel"
+            )
+        split = rows.reshape(arch.heads, count, arch.head_dim, *rows.shape[1:])
+        return [split[:, i].reshape(-1, *rows.shape[1:]) for i in range(count)]
+    sizes = [arch.shapes[path][-1] if path in arch.shapes else 0 for path in target.parts]
+    if rows.shape[0] != sum(sizes):
+        raise ValueError(f"{', '.join(target.parts)} have {sizes} outputs, but are stored as one of {rows.shape[0]}")
+    return jnp.split(rows, np.cumsum(sizes)[:-1].tolist())

@@ -11,30 +11,42 @@ def topology(arch: Architecture, scan: bool = False) -> Topology:
 
     A tied embedding is a writer (its rows enter the stream), a reader and the last norm's consumer (as the head).
 
+    What an architecture forbids is not in the record. A norm on what a layer adds to the stream has a gain that no
+    matrix can take, so that no rotation of the stream is exact: there are neither readers nor writers. Normalized
+    queries and keys pass no scale, and the record has no word for pairs among the first channels of a head: no scores.
+
     >>> arch = Architecture(vocab=32, width=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=16)
     >>> topology(arch).products[1].down
     Port(path='layers/1/ffn/down', axis=-2, bias=None)
     """
     head = Port("embed", -1) if arch.tied else Port("head", -2)
     readers, writers = [], [Port("embed", -1)]
+    if arch.learned_positions:
+        writers.append(Port("positions", -1))
     norms, values, scores, products = [], [], [], []
     sizes = {"heads": arch.heads, "kv_heads": arch.kv_heads, "head_dim": arch.head_dim}
     for prefix in ["layers"] if scan else [f"layers/{i}" for i in range(arch.layers)]:
         attn, ffn = f"{prefix}/attn", f"{prefix}/ffn"
         heads = tuple(Port(f"{attn}/{name}", -2) for name in "qkv")
-        gated = (Port(f"{ffn}/gate", -2), Port(f"{ffn}/up", -2))
-        readers += [*heads, *gated]
+        up, down = _output(f"{ffn}/up", arch.ffn_bias), Port(f"{ffn}/down", -2)
+        gate = _output(f"{ffn}/gate", arch.ffn_bias) if arch.gated else None
+        inner = tuple(Port(port.path, -2) for port in (gate, up) if port is not None)
+        readers += [*heads, *inner]
         writers += [_output(f"{attn}/o", arch.o_bias), _output(f"{ffn}/down", arch.ffn_bias)]
-        norms += [Norm(f"{prefix}/attn_norm/scale", heads), Norm(f"{prefix}/ffn_norm/scale", gated)]
+        if "attn_norm" in arch.norms:
+            norms += [_norm(arch, f"{prefix}/attn_norm", heads), _norm(arch, f"{prefix}/ffn_norm", inner)]
         q, k, v = (_output(f"{attn}/{name}", arch.qkv_bias) for name in "qkv")
         values.append(Values(v, Port(f"{attn}/o", -2), **sizes))
-        scores.append(Scores(q, k, **sizes, rope="halves"))
-        gate, up = (_output(f"{ffn}/{name}", arch.ffn_bias) for name in ("gate", "up"))
-        products.append(Product(gate, up, Port(f"{ffn}/down", -2)))
-    norms.append(Norm("norm/scale", (head,)))
-    return Topology(
-        (*readers, head), tuple(writers), tuple(norms), tuple(values), tuple(scores), tuple(products), rms=True
-    )
+        if arch.qk_norm is None and arch.rotated in (0, arch.head_dim):
+            scores.append(Scores(q, k, **sizes, rope="halves" if arch.rotated else None))
+        products.append(Product(gate, up, down, homogeneous=arch.activation == "relu"))
+    norms.append(_norm(arch, "norm", (head,)))
+    stream = ((*readers, head), tuple(writers)) if arch.placement == "pre" else ((), ())
+    return Topology(*stream, tuple(norms), tuple(values), tuple(scores), tuple(products), rms=arch.norm == "rms")
+
+
+def _norm(arch: Architecture, path: str, consumers: tuple[Port, ...]) -> Norm:
+    return Norm(f"{path}/scale", consumers, None if arch.norm == "rms" else f"{path}/bias")
 
 
 def _output(path: str, bias: bool) -> Port:

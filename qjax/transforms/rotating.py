@@ -77,7 +77,12 @@ def wired(name: str, stage: Stage, scores: bool) -> Topology:
 
 
 def width(stage: Stage, wiring: Topology) -> int:
-    """Channels of the residual stream."""
+    """Channels of the residual stream, or ValueError where the wiring has none."""
+    if not wiring.writers:
+        raise ValueError(
+            "the topology lists no writers of the stream, so it cannot turn (a norm behind a layer's parts fixes its "
+            "channels); rotate(stream=False) turns the rest"
+        )
     port = wiring.writers[0]
     return stage.reference[port.path].shape[port.axis]
 

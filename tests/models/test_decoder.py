@@ -14,6 +14,7 @@ from qjax.models import SITES, Architecture, Decoder, stack_layers, unstack_laye
 from qjax.models import decoder as module
 from qjax.models.architecture import llama3_rope_factors
 from qjax.models.decoder import nest
+from qjax.models.rope import rotations
 from qjax.trace.observe import observe
 from qjax.trace.sites import Program, tapped
 
@@ -184,7 +185,7 @@ def test_attention_in_parts_computes_five_eighths_of_the_square():
     x, params = jnp.zeros((1, 512, TINY.width)), params_of(TINY)["layers"]["0"]
 
     def flops(positions):
-        turns = module.rotations(TINY, jnp.arange(512, dtype=jnp.int32)[None])
+        turns = rotations(TINY, jnp.arange(512, dtype=jnp.int32)[None])
         jaxpr = jax.make_jaxpr(module.block, static_argnums=0)(TINY, params, x, turns, positions)
         dots = [e for e in eqns_in(jaxpr.jaxpr) if e.primitive.name == "dot_general" and e.invars[0].aval.ndim == 4]
         return sum(2 * e.outvars[0].aval.size * e.invars[0].aval.shape[-1] for e in dots)
@@ -258,6 +259,12 @@ def test_stacking_unequal_layers_names_the_layer():
         ({"head_dim": 3}, "head_dim=3"),
         ({"layers": 0}, r"Architecture\.layers"),
         ({"rope_factors": (1.0,)}, "rope_factors"),
+        ({"rotary": 6}, "not 6 of head_dim=4"),
+        ({"norm": "group"}, "Architecture.norm must be one of"),
+        ({"activation": "selu"}, "'selu'"),
+        ({"windows": (-1,)}, "windows"),
+        ({"windows": (1, 2, 3, 4)}, "at most one number for each of 3 layers"),
+        ({"window_theta": 10.0}, "none has one"),
     ],
 )
 def test_impossible_architectures_are_refused(change, message):

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from qjax.models import Architecture, find, load, loading
 from qjax.models.architecture import llama3_rope_factors
 from qjax.models.decoder import nest
-from qjax.models.safetensors import GLOBAL, LAYER
+from qjax.models.safetensors import hf_name
 
 ARCH = Architecture(vocab=7, width=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=12, tied=False)
 CONFIG = {
@@ -31,14 +31,6 @@ CONFIG = {
     "bos_token_id": 1,
     "eos_token_id": [2, 3],
 }
-TO_HF = {ours: theirs for theirs, ours in (LAYER | GLOBAL).items()}
-
-
-def hf_name(path):
-    if not path.startswith("layers/"):
-        return TO_HF[path]
-    _, layer, local = path.split("/", 2)
-    return f"model.layers.{layer}.{TO_HF[local]}"
 
 
 def draw(arch, dtype):
@@ -118,7 +110,7 @@ def test_biases(tmp_path):
     ("changes", "message"),
     [
         ({"model_type": "mamba"}, "'mamba'"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"hidden_act": "gelu_fast"}, "hidden_act is 'gelu_fast'"),
         ({"quantization_config": {}}, "quant_method None cannot be read"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
         ({"num_hidden_layers": 2**40}, "too few for num_hidden_layers"),

@@ -8,14 +8,32 @@ import jax
 import numpy as np
 import pytest
 
+from qjax.equivalence import rotate_stream
 from qjax.models import Architecture, Decoder, stack_layers
 from qjax.models.decoder import nest
+from qjax.operators import Hadamard
 from qjax.trace.paths import leaves_with_paths, replace_leaves
 
 TIED = Architecture(vocab=32, width=12, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=20)
 ARCHS = {
     "tied": TIED,
     "untied, biases": dataclasses.replace(TIED, tied=False, qkv_bias=True, o_bias=True, ffn_bias=True),
+}
+# What other families change, two models of it.
+VARIANTS = {
+    "norms behind, of heads, and windows": dataclasses.replace(
+        TIED, tied=False, placement="both", qk_norm="head", windows=(3, 0), window_theta=100.0, activation="gelu_tanh"
+    ),
+    "parallel, means, learned positions": dataclasses.replace(
+        ARCHS["untied, biases"],
+        norm="layer",
+        parallel=True,
+        gated=False,
+        activation="relu",
+        rotary=0,
+        learned_positions=True,
+        context=6,
+    ),
 }
 TOKENS = np.random.default_rng(0).integers(0, 32, (1, 5)).astype(np.int32)
 
@@ -45,7 +63,7 @@ def logits(arch, scan, leaves):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS)
+@pytest.mark.parametrize("arch", (ARCHS | VARIANTS).values(), ids=ARCHS | VARIANTS)
 def test_every_scale_the_record_allows_leaves_the_logits_alone(arch, scan):
     leaves, wiring, random = leaves_of(arch, scan), Decoder(arch, scan=scan).topology, np.random.default_rng(2)
     wiring.check({path: leaf.shape for path, leaf in leaves.items()})
@@ -58,7 +76,9 @@ def test_every_scale_the_record_allows_leaves_the_logits_alone(arch, scan):
         if norm.consumers[0].path == "embed":  # a tied embedding needs both uses apart
             continue
         factor = draw(leaves[norm.gain].shape[-1])
-        leaves[norm.gain] = leaves[norm.gain] * factor
+        for name in (norm.gain, norm.bias):
+            if name is not None:
+                leaves[name] = leaves[name] * factor
         for port in norm.consumers:
             scaled(leaves, port, 1 / factor)
     for pair in wiring.values:
@@ -66,12 +86,13 @@ def test_every_scale_the_record_allows_leaves_the_logits_alone(arch, scan):
         scaled(leaves, pair.v, factor.ravel())
         scaled(leaves, pair.o, 1 / np.repeat(factor, pair.heads // pair.kv_heads, axis=1).ravel())
     for pair in wiring.scores:
-        # One factor for both channels of a pair that turns together.
-        assert pair.rope == "halves"
+        # One factor for both channels of a pair that turns together, or none does.
+        assert pair.rope == ("halves" if arch.rotated else None)
         factor = np.tile(draw(pair.kv_heads * pair.head_dim // 2).reshape(pair.kv_heads, 1, -1), (1, 1, 2))
         scaled(leaves, pair.k, factor.ravel())
         scaled(leaves, pair.q, 1 / np.repeat(factor, pair.heads // pair.kv_heads, axis=1).ravel())
     for product in wiring.products:
+        assert product.passes_scales
         factor = draw(arch.ffn)
         scaled(leaves, product.up, factor)
         scaled(leaves, product.down, 1 / factor)
@@ -96,6 +117,21 @@ def test_the_stream_rotates_when_all_its_readers_and_writers_do(arch, scan):
         if port.bias is not None:
             leaves[port.bias] = leaves[port.bias] @ r
     np.testing.assert_allclose(logits(arch, scan, leaves), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_what_an_architecture_forbids_is_not_in_the_record():
+    def wiring(**changes):
+        return Decoder(dataclasses.replace(TIED, **changes)).topology
+
+    for placement in ("post", "both"):
+        record = wiring(placement=placement)
+        assert record.readers == record.writers == ()
+        with pytest.raises(ValueError, match="no writers"):
+            rotate_stream({}, record, Hadamard(None, 12))
+    assert [norm.gain for norm in wiring(placement="post").norms] == ["norm/scale"]
+    assert not wiring(norm="layer").rms
+    assert wiring(qk_norm="head").scores == wiring(qk_norm="width").scores == wiring(rotary=2).scores == ()
+    assert not wiring(gated=False, activation="gelu").products[0].passes_scales
 
 
 def test_every_matrix_is_wired():

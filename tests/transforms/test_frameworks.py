@@ -16,7 +16,8 @@ from flax import nnx
 import qjax
 from qjax.kv.attention import grouped_mix, grouped_scores
 from qjax.models import Architecture, Decoder, stack_layers
-from qjax.models.decoder import rms_norm, rotate
+from qjax.models.norms import rms_norm
+from qjax.models.rope import rotate
 from qjax.operators import View
 from qjax.trace.paths import is_leaf, leaves_with_paths
 from qjax.transforms import programs

@@ -1,0 +1,187 @@
+"""config.json of a Hugging Face folder as an architecture, and back for a Llama."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qjax.models.architecture import Architecture, llama3_rope_factors
+from qjax.models.families import FAMILIES, INERT, KEYS, Family
+
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rms_norm_eps")
+# RoPE divisors are a tuple: a number like 2^40 must not be tried.
+WIDEST = 2**14
+ROPE_KEYS = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor"} | {
+    "original_max_position_embeddings"
+}
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+def read_architecture(config: dict[str, Any]) -> Architecture:
+    """Sizes and variants from a config.json.
+
+    Raises:
+        ValueError: for a variant that the decoder does not have, naming the key, or settings of another structure.
+    """
+    try:
+        return _architecture(config)
+    except (AttributeError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(f"config.json is malformed ({type(error).__name__}: {error})") from error
+
+
+def _architecture(config: dict[str, Any]) -> Architecture:
+    kind = config.get("model_type", "llama")
+    family = FAMILIES[kind]
+    _refuse_unknown(config, kind, family)
+    given: dict[str, Any] = {name: config.get(family.name(name)) for name in KEYS}
+    given |= {name: config.get(name, value) for name, value in family.settings.items()}
+    if missing := [family.name(name) for name in SIZES if not isinstance(given[name], int | float)]:
+        raise ValueError(f"config.json has no number for {', '.join(missing)}")
+    activation = given["hidden_act"] or "silu"
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{family.name('hidden_act')} is {activation!r}; those known are {', '.join(ACTIVATIONS)}")
+    heads, width, layers = (int(given[name]) for name in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
+    head_dim = int(given["head_dim"] or width // max(heads, 1))
+    if head_dim > WIDEST:
+        raise ValueError(f"head_dim is {head_dim}; heads have at most {WIDEST} channels")
+    # transformers 5 keeps theta and the scaling together; before, they were two keys.
+    rope = {**(given["rope_parameters"] or given["rope_scaling"] or {})}
+    theta = float(config.get(family.name("rope_theta")) or rope.get("rope_theta") or given["rope_theta"] or 10000.0)
+    share = rope.pop("partial_rotary_factor", given.get("partial_rotary_factor"))
+    if share not in (None, 1) and "partial_rotary_factor" not in family.settings:
+        raise ValueError(f"config.json: partial_rotary_factor is {share!r}, which {kind!r} models do not have")
+    rotary = head_dim if share is None else int(head_dim * float(share))
+    biased = bool(given.get("attention_bias"))
+    fields = {
+        "vocab": int(given["vocab_size"]),
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": int(given["num_key_value_heads"] or heads),
+        "head_dim": head_dim,
+        "ffn": int(given["intermediate_size"]),
+        "eps": float(given["rms_norm_eps"]),
+        "theta": theta,
+        "rope_factors": _rope_factors(rope, rotary, theta),
+        "rotary": None if rotary == head_dim else rotary,
+        "tied": bool(given["tie_word_embeddings"]),
+        "qkv_bias": biased,
+        "o_bias": biased,
+        "ffn_bias": bool(given.get("mlp_bias")),
+        "context": int(given["max_position_embeddings"] or 2048),
+        "activation": ACTIVATIONS[activation],
+        "windows": _windows(given, layers),
+    }
+    return Architecture(**{**fields, **family.fields})
+
+
+def _refuse_unknown(config: dict[str, Any], kind: str, family: Family) -> None:
+    """A setting nobody here reads may change the function, unless it is off or known not to."""
+    known = {family.name(name) for name in KEYS} | {*family.settings, *family.only, *INERT}
+    for key, value in config.items():
+        if key not in known and value not in (None, False, 0, "", [], {}):
+            raise ValueError(f"config.json: {key} is {value!r}, a setting of {kind!r} models that is not known here")
+    for key, value in family.only.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"config.json: {key} is {config[key]!r}; {kind!r} models can be read with {value!r} only")
+
+
+def _windows(given: dict[str, Any], layers: int) -> tuple[int, ...]:
+    """`Architecture.windows`: layers by name, from one number on, or all."""
+    size = given.get("sliding_window") if given.get("use_sliding_window", True) else None
+    if size is None:
+        return ()
+    if int(size) < 1:
+        raise ValueError(f"config.json: sliding_window is {size}, no number of tokens")
+    kinds, first = given.get("layer_types"), given.get("max_window_layers")
+    if kinds is not None:
+        if len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
+            raise ValueError(
+                f"config.json: layer_types {kinds} are not sliding_attention or full_attention, {layers} times"
+            )
+        windows = tuple(int(size) if kind == "sliding_attention" else 0 for kind in kinds)
+    elif first is None:
+        windows = (int(size),)
+    elif layers > WIDEST:
+        raise ValueError(f"num_hidden_layers is {layers}; there can be {WIDEST} at most")
+    else:
+        windows = tuple(int(size) if layer >= int(first) else 0 for layer in range(layers))
+    return windows if any(windows) else ()
+
+
+def write_config(arch: Architecture) -> dict[str, Any]:
+    """The config.json of an architecture: what `read_architecture` reads back.
+
+    Raises:
+        ValueError: RoPE divisors, biases, or a variant that a Llama configuration has no keys for.
+    """
+    if arch.beyond_llama:
+        raise ValueError(
+            f"a Llama config.json has no keys for {arch.beyond_llama}; only Llama-family models are written"
+        )
+    if arch.qkv_bias != arch.o_bias:
+        raise ValueError(
+            "a Llama config.json has one key for the biases of q, k, v and o: they all have one or none has"
+        )
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": arch.vocab,
+        "hidden_size": arch.width,
+        "num_hidden_layers": arch.layers,
+        "num_attention_heads": arch.heads,
+        "num_key_value_heads": arch.kv_heads,
+        "head_dim": arch.head_dim,
+        "intermediate_size": arch.ffn,
+        "hidden_act": "silu",
+        "rms_norm_eps": arch.eps,
+        "rope_theta": arch.theta,
+        "rope_scaling": _rope_scaling(arch),
+        "tie_word_embeddings": arch.tied,
+        "attention_bias": arch.qkv_bias,
+        "mlp_bias": arch.ffn_bias,
+        "max_position_embeddings": arch.context,
+    }
+
+
+def _rope_factors(rope: dict[str, Any], head_dim: int, theta: float) -> tuple[float, ...] | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    for key in set(rope) - ROPE_KEYS if kind in ("default", "linear", "llama3") else ():
+        if rope[key] is not None:
+            raise ValueError(f"RoPE scaling {kind!r}: {key} is {rope[key]!r}, a setting that is not known here")
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return (float(rope["factor"]),) * (head_dim // 2)
+    if kind == "llama3":
+        low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+        original = int(rope["original_max_position_embeddings"])
+        return llama3_rope_factors(head_dim, theta, float(rope["factor"]), low, high, original)
+    raise ValueError(f"RoPE scaling {kind!r} is not supported")
+
+
+def _rope_scaling(arch: Architecture) -> dict[str, Any] | None:
+    """The inverse of `_rope_factors`: the divisors say which rule made them, if one did."""
+    if arch.rope_factors is None:
+        return None
+    factor = max(arch.rope_factors)
+    options = (
+        {"rope_type": "linear", "factor": factor},
+        {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    )
+    for option in options:
+        if _rope_factors(option, arch.head_dim, arch.theta) == arch.rope_factors:
+            return option
+    raise ValueError(f"rope_factors {arch.rope_factors} are neither one number nor those of Llama 3.1")
