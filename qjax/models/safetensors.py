@@ -37,10 +37,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json, so it is not a model folder")
     config = _settings(path)
-    if config.get("model_type") not in FAMILIES:
-        raise ValueError(
-            f"{path}: model_type is {config.get('model_type')!r}; those that can be read are {', '.join(FAMILIES)}"
-        )
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ValueError(f"{path}: model_type is {kind!r}; those that can be read are {', '.join(FAMILIES)}")
     return config
 
 

@@ -65,7 +65,7 @@ def test_decoding_and_scanning_are_the_forward_pass(name, scan):
 
 
 def test_windows_and_their_bases_share_one_compiled_block():
-    arch, before = dataclasses.replace(ARCHS["windows, caps, norms before and behind"], eps=2e-5)
+    arch = dataclasses.replace(ARCHS["windows, caps, norms before and behind"], eps=2e-5)
     before = module.block._cache_size()
     Decoder(arch)(params_of(arch), TOKENS)
     assert module.block._cache_size() == before + 1
