@@ -27,24 +27,31 @@ from qjax.recipes.guo2024_gptqt import gptqt
 from qjax.recipes.huang2025_milo import milo
 from qjax.recipes.hubara2020_adaquant import adaquant
 from qjax.recipes.kim2023_squeezellm import squeezellm
+from qjax.recipes.koo2024_opal import opal
 from qjax.recipes.lee2023_flexround import flexround
 from qjax.recipes.lee2024_owq import owq
 from qjax.recipes.li2016_twn import twn
 from qjax.recipes.li2021_brecq import brecq
+from qjax.recipes.li2023_fp8_bert import fp8_bert
 from qjax.recipes.li2023_llm_mq import llm_mq
 from qjax.recipes.li2023_loftq import loftq
 from qjax.recipes.li2023_mixed_groups import mixed_groups
 from qjax.recipes.li2023_norm_tweaking import norm_tweaking
+from qjax.recipes.li2024_repquant import repquant
 from qjax.recipes.li2024_tesseraq import tesseraq
 from qjax.recipes.li2025_gptaq import gptaq
+from qjax.recipes.li2026_batquant import batquant
 from qjax.recipes.li2026_rescomp import rescomp
 from qjax.recipes.lin2023_awq import awq
 from qjax.recipes.lin2024_duquant import duquant
+from qjax.recipes.liu2023_llm_fp4 import llm_fp4
 from qjax.recipes.liu2024_crossquant import crossquant
 from qjax.recipes.liu2024_eora import eora
 from qjax.recipes.liu2024_spinquant import spinquant
+from qjax.recipes.ma2024_affinequant import affinequant
 from qjax.recipes.mckinstry2018_faq import faq
 from qjax.recipes.mean_magnitude import absmean
+from qjax.recipes.meng2026_arcquant import arcquant
 from qjax.recipes.nagel2019_bias_correction import bias_correction
 from qjax.recipes.nagel2019_data_free import data_free
 from qjax.recipes.nagel2020_adaround import adaround
@@ -52,18 +59,26 @@ from qjax.recipes.nagel2021_white_paper import white_paper
 from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
 from qjax.recipes.plain_cache import kv_cache
 from qjax.recipes.round_to_nearest import rtn
+from qjax.recipes.shao2023_omniquant import omniquant
+from qjax.recipes.sheng2023_flexgen import flexgen
 from qjax.recipes.sun2024_flatquant import flatquant
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.wang2024_bitstack import bitstack
+from qjax.recipes.wang2024_outliertune import outliertune
+from qjax.recipes.wei2022_outlier_suppression import outlier_suppression
 from qjax.recipes.wei2023_outlier_suppression_plus import outlier_suppression_plus
 from qjax.recipes.wu2020_int8 import int8_workflow
+from qjax.recipes.wu2023_zeroquant_fp import zeroquant_fp
 from qjax.recipes.xiao2022_smoothquant import smoothquant
+from qjax.recipes.xu2024_llm_npu import llm_npu
 from qjax.recipes.yan2026_d2quant import d2quant
-from qjax.recipes.yao2022_zeroquant import w8a8
+from qjax.recipes.yao2022_zeroquant import w8a8, zeroquant
 from qjax.recipes.yao2023_lorc import lorc
+from qjax.recipes.yi2024_rotated_runtime_smooth import rotated_runtime_smooth
 from qjax.recipes.yuan2023_rptq import rptq
 from qjax.recipes.yvinec2023_nupes import nupes
 from qjax.recipes.zadeh2020_gobo import gobo
+from qjax.recipes.zeng2024_abq_llm import abq_llm
 from qjax.recipes.zhang2023_spfq import gpfq, spfq
 from qjax.recipes.zhang2024_lqer import lqer
 from qjax.recipes.zhang2024_qera import qera
@@ -71,13 +86,17 @@ from qjax.recipes.zhao2023_atom import atom
 from qjax.recipes.zhao2024_aser import aser
 
 __all__ = [
+    "abq_llm",
     "absmean",
     "adaquant",
     "adaround",
+    "affinequant",
     "alternating",
+    "arcquant",
     "aser",
     "atom",
     "awq",
+    "batquant",
     "bias_correction",
     "bitstack",
     "brecq",
@@ -90,7 +109,9 @@ __all__ = [
     "eora",
     "faq",
     "flatquant",
+    "flexgen",
     "flexround",
+    "fp8_bert",
     "framequant",
     "frames",
     "glowq",
@@ -103,8 +124,10 @@ __all__ = [
     "int8_with_float_outliers",
     "int8_workflow",
     "kv_cache",
+    "llm_fp4",
     "llm_int8",
     "llm_mq",
+    "llm_npu",
     "loftq",
     "lorc",
     "lqer",
@@ -113,13 +136,19 @@ __all__ = [
     "norm_tweaking",
     "nupes",
     "obq",
+    "omniquant",
+    "opal",
+    "outlier_suppression",
     "outlier_suppression_plus",
+    "outliertune",
     "owq",
     "qera",
     "quantease",
     "quarot",
     "quip",
+    "repquant",
     "rescomp",
+    "rotated_runtime_smooth",
     "rptq",
     "rtn",
     "signround",
@@ -135,4 +164,6 @@ __all__ = [
     "unsloth_dynamic",
     "w8a8",
     "white_paper",
+    "zeroquant",
+    "zeroquant_fp",
 ]

@@ -6,7 +6,12 @@ One engine (`minimize`), and one file a published way of learning how weights ar
 from qjax.reconstruct.adaquant import AdaQuant
 from qjax.reconstruct.adaround import AdaRound
 from qjax.reconstruct.bounds import bounded, sign_descent
-from qjax.reconstruct.distances import distribution_distance, squared_distance, squared_distance_and_kl
+from qjax.reconstruct.distances import (
+    distribution_distance,
+    squared_distance,
+    squared_distance_and_cosine,
+    squared_distance_and_kl,
+)
 from qjax.reconstruct.distilled import distill
 from qjax.reconstruct.engine import Minimum, mean_loss, minimize
 from qjax.reconstruct.flexround import FlexRound
@@ -34,5 +39,6 @@ __all__ = [
     "progressive_rounding",
     "sign_descent",
     "squared_distance",
+    "squared_distance_and_cosine",
     "squared_distance_and_kl",
 ]

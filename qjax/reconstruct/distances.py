@@ -24,6 +24,16 @@ def squared_distance_and_kl(outputs: Any, targets: Any) -> jax.Array:
     return squared_distance(outputs, targets) + _total(divergence(a, b) for a, b in _pairs(outputs, targets))
 
 
+def squared_distance_and_cosine(outputs: Any, targets: Any) -> jax.Array:
+    """`squared_distance` minus the log of the mean cosine over tokens of each leaf [..., channels] (ABQ-LLM)."""
+
+    def turned(a: jax.Array, b: jax.Array) -> jax.Array:
+        sizes = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+        return -jnp.log(jnp.abs(jnp.mean(jnp.sum(a * b, axis=-1) / jnp.maximum(sizes, 1e-8))))
+
+    return squared_distance(outputs, targets) + _total(turned(a, b) for a, b in _pairs(outputs, targets) if a.ndim)
+
+
 def distribution_distance(outputs: Any, targets: Any) -> jax.Array:
     """Mean over channels of |mean - mean'| + |variance - variance'|, of every leaf [..., tokens, channels]."""
 

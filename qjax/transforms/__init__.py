@@ -2,6 +2,7 @@
 
 from qjax.transforms.activations import act_quantize as act_quantize
 from qjax.transforms.allocating import budget as budget
+from qjax.transforms.augmenting import residual_channels as residual_channels
 from qjax.transforms.balancing import balance_outliers as balance_outliers
 from qjax.transforms.caching import cache_quantize as cache_quantize
 from qjax.transforms.channel_parts import float_outliers as float_outliers
@@ -31,7 +32,13 @@ from qjax.transforms.engine import plan as plan
 from qjax.transforms.engine import run as run
 from qjax.transforms.equalizing import equalize as equalize
 from qjax.transforms.flattening import learn_affine as learn_affine
+from qjax.transforms.learned_maps import learn_maps as learn_maps
+from qjax.transforms.learned_maps import separate_rates as separate_rates
 from qjax.transforms.learning import learn as learn
+from qjax.transforms.map_rules import Banded as Banded
+from qjax.transforms.map_rules import BlockFactors as BlockFactors
+from qjax.transforms.map_rules import Factors as Factors
+from qjax.transforms.map_rules import Scales as Scales
 from qjax.transforms.matrices import correct_with as correct_with
 from qjax.transforms.matrices import quantize_with as quantize_with
 from qjax.transforms.mixtures import bitstack as bitstack
@@ -42,8 +49,11 @@ from qjax.transforms.mixtures import outliers as outliers
 from qjax.transforms.mixtures import planned_to_quantize as planned_to_quantize
 from qjax.transforms.mixtures import power as power
 from qjax.transforms.mixtures import sensitive_clusters as sensitive_clusters
+from qjax.transforms.ranging import equal_ranges as equal_ranges
+from qjax.transforms.ranging import shift_exponents as shift_exponents
 from qjax.transforms.report import Report as Report
 from qjax.transforms.rotating import rotate as rotate
+from qjax.transforms.runtime_smoothing import runtime_smooth as runtime_smooth
 from qjax.transforms.scaling import awq as awq
 from qjax.transforms.scaling import clip as clip
 from qjax.transforms.scaling import dual_scale as dual_scale
@@ -53,6 +63,8 @@ from qjax.transforms.selecting import choose as choose
 from qjax.transforms.shifting import shift_and_scale as shift_and_scale
 from qjax.transforms.smoothing import smooth as smooth
 from qjax.transforms.spinning import learn_rotation as learn_rotation
+from qjax.transforms.token_clipping import migrate_gains as migrate_gains
+from qjax.transforms.token_clipping import token_clip as token_clip
 from qjax.transforms.tuning import fine_tune as fine_tune
 from qjax.transforms.weights import gptaq as gptaq
 from qjax.transforms.weights import gptq as gptq

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from qjax import ranges
 from qjax.formats import FULL, Format, as_format
-from qjax.operators import Quantize
+from qjax.operators import KeepBeyond, KeepLargest, Quantize
 from qjax.ranges import Range
 from qjax.statistics import Histogram, Points, Statistic, as_statistic
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
@@ -22,6 +22,7 @@ def act_quantize(
     static: bool = False,
     range: Range | None = None,
     statistic: str | Statistic | None = None,
+    keep: int | Literal["beyond"] | None = None,
 ) -> Transform:
     """Round what enters every target to a format, right in front of the weight (behind smoothing or rotations).
 
@@ -34,10 +35,14 @@ def act_quantize(
     "histogram", both with the exact extremes; a "reservoir" of tokens for a chain that rotates, as only tokens pass
     through a map that mixes channels; or a "moving_average" of the extremes.
 
-    Catalogue C1, C3, C9, B1-B5; the activation side of ZeroQuant and SmoothQuant.
+    `keep` lets outliers pass: a number, the so many largest magnitudes of each block (bfloat16; OPAL), "beyond", what a
+    static range cuts off (float; the shadow outliers of a mobile NPU).
+
+    Catalogue C1, C3, C9, B1-B5, G26, G28; the activation side of ZeroQuant and SmoothQuant.
 
     Raises:
-        ValueError: static with a format whose scales follow the tokens; a statistic without points, or without static.
+        ValueError: static with a format whose scales follow the tokens; a statistic without points, or without static;
+            a number kept of static ranges, or "beyond" of dynamic ones.
     """
     f = as_format(fmt)
     if static and f.across != FULL:
@@ -46,6 +51,12 @@ def act_quantize(
         )
     if statistic is not None and not static:
         raise ValueError("act_quantize: a statistic is what static ranges are calibrated with; give static=True")
+    if keep is not None and static != (keep == "beyond"):
+        raise ValueError(f"act_quantize: keep={keep!r}; give 'beyond' with static ranges, a number with dynamic ones")
+    if keep not in (None, "beyond") and range is not None:
+        raise ValueError(
+            f"act_quantize: keep={keep!r} with a range; what is left of a block is rounded by its extremes"
+        )
     if statistic is not None:
         summary = as_statistic(statistic)
     else:
@@ -59,18 +70,22 @@ def act_quantize(
         params, rows = {}, {}
         for path in stage.targets:
             core = Core.of(stage.params[path], stage.uses[path])
-            if any(isinstance(m, Quantize) for m in core.maps):
+            if any(m.nonlinear for m in core.maps):
                 raise ValueError(f"{path}: its input is quantized already; one act_quantize a leaf")
             if static:
                 points = _points(path, core.maps, stage.statistics[path], summary)
                 rounding = Quantize.calibrated(f, *(points.pooled() if f.tensor else points.channels()), range=range)
+                rounding = KeepBeyond(rounding) if keep == "beyond" else rounding
+            elif isinstance(keep, int):
+                rounding = KeepLargest.of(f, keep)
             else:
                 rounding = Quantize.dynamic(f, range)
             params[path] = core.behind(rounding).leaf()
-            rows[path] = {"format": f"input {f.name}"}
+            rows[path] = {"format": f"input {f.name}" + ("" if keep is None else f", kept: {keep}")}
         return Edit(params=params, rows=rows)
 
     name = f"act_quantize {f.name}" + (" static" if static else "") + ("" if range is None else f" {_label(range)}")
+    name += "" if keep is None else f" keep {keep}"
     return stateless(name, "inputs", edit, Needs(statistics=_measured(summary) if static else ()))
 
 

@@ -68,7 +68,7 @@ def cluster_quantize(fmt: Format | str = "int4_input_affine", clusters: int = 32
         params = {}
         for path in stage.targets:
             core = Core.of(stage.params[path], stage.uses[path])
-            if any(isinstance(m, Quantize) for m in core.maps):
+            if any(m.nonlinear for m in core.maps):
                 raise ValueError(f"{path}: its input is quantized already; one act_quantize a leaf")
             params[path] = core.behind(rounding).leaf()
         rows = {path: {"format": f"input {f.name} in {clusters} clusters"} for path in stage.targets}

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from qjax import dispatch
-from qjax.operators import ByUse, Composed, Diag, NotAffine, Permute, Post, Pre, Quantize, Shift, Sum, View
+from qjax.operators import ByUse, Composed, Diag, NotAffine, Permute, Post, Pre, Shift, Sum, View
 from qjax.qarray import QArray
 from qjax.quantization import dequantize
 from qjax.statistics import Points
@@ -89,7 +89,7 @@ def float_core(path: str, leaf: Any, use: Use) -> tuple[Core, jax.Array]:
         ValueError: the leaf is quantized already; names it.
     """
     core = Core.of(leaf, use)
-    if any(isinstance(m, Quantize) for m in core.maps):
+    if any(m.nonlinear for m in core.maps):
         raise ValueError(f"{path}: its input is quantized already; put weight methods before act_quantize in the chain")
     refuse_quantized(path, core.matrix)
     return core, jnp.asarray(core.matrix).astype(jnp.float32)
@@ -124,7 +124,7 @@ def shifting(leaf: Any, use: Use) -> bool:
 
 
 def _through(path: str, m: Any, name: str, value: Any, beside: Mapping[str, Any]) -> Any:
-    if name == "count" or isinstance(m, Quantize):
+    if name == "count" or m.nonlinear:
         # the second moment of x before its rounding stands for that after it, as in every published GPTQ with W and A
         return value
     if isinstance(value, Points):

@@ -1,0 +1,218 @@
+"""Maps in front of the inputs of a block, and the ranges of its weights, learned together through their rounding."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qjax.formats import Format, as_format
+from qjax.operators import Composed, Map, Quantize
+from qjax.qarray import QArray
+from qjax.quantization import bits_per_weight, encode, fake_quantize
+from qjax.reconstruct import minimize, squared_distance
+from qjax.reconstruct.straight import block_scales, project, scaled_grid
+from qjax.statistics import Points
+from qjax.trace.paths import named_key
+from qjax.trace.use import Use
+from qjax.transforms.contract import Edit, Needs, Stage, Transform
+from qjax.transforms.edits import countered
+from qjax.transforms.leaves import Core, float_core, transport
+from qjax.transforms.map_rules import MapRule
+from qjax.transforms.scaling import bare, by_input
+
+Distance = Callable[[Any, Any], jax.Array]
+Clips = Mapping[str, Mapping[str, jax.Array]]
+# A share of sigmoid(4) = 0.982 of each end: where the authors of OmniQuant begin.
+START = 4.0
+
+
+def learn_maps(
+    rule: MapRule | None,
+    weights: Format | str,
+    inputs: Format | str | None = None,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    clip: bool = False,
+    stream: str = "quantized",
+    augmented: bool = False,
+    corrected: tuple[str, ...] = (),
+    distance: Distance = squared_distance,
+) -> Transform:
+    """Learn the map before each input of a block so that its rounded output is near the float model's.
+
+    One map for the leaves that read one input, of the family `rule` (`Scales`, `Banded`, `Factors`, `BlockFactors`);
+    weights and inputs (None: float) are rounded straight through. An equivalence, so that any weight method may follow.
+
+    Args:
+        rule: the family of maps; None for no maps, which leaves the ranges to learn.
+        weights: format of the weights.
+        inputs: format of the inputs, dynamic.
+        optimizer: optax; the variables are {"maps": ..., "clips": ...}, see `separate_rates`.
+        steps: number of updates a block, each on one calibration batch.
+        clip: also learn a share sigmoid(.) of the upper and of the lower end of every block of the weights, and round
+            the weights with it: learnable weight clipping (OmniQuant, arXiv:2308.13137, eq. 2). No weight method then
+            follows.
+        stream: "quantized" shows the block what the blocks before it, rounded, put out; "float" what the float model's
+            do.
+        augmented: add the distance to what the float block makes of the same input.
+        corrected: with `clip`, globs of leaves to which the product of two learned vectors is added before rounding
+            (ABQ-LLM's compensation of down projections, arXiv:2408.08554).
+        distance: (outputs, targets) -> scalar, descended; start and end are compared by the squared distance, and a
+            block keeps the start where nothing better was found.
+
+    Raises:
+        ValueError: a negative number of steps, an unknown stream, nothing to learn; a leaf that is quantized already.
+
+    Source: OmniQuant (arXiv:2308.13137) and what came after it. Catalogue G10, G11, G18, H5.
+    """
+    w_format, x_format = as_format(weights), None if inputs is None else as_format(inputs)
+    if steps < 0 or stream not in ("quantized", "float"):
+        raise ValueError(f"learn_maps: {steps} steps on the {stream!r} stream; give steps >= 0, 'quantized' or 'float'")
+
+    if rule is None and not clip:
+        raise ValueError("learn_maps: neither a rule nor clip=True, nothing is left to learn")
+
+    def learn(stage: Stage, key: jax.Array) -> tuple[Edit, Clips]:
+        assert stage.fn is not None
+        cores = {p: float_core(p, stage.params[p], stage.uses[p]) for p in stage.targets}
+        groups = by_input(stage)
+        place = {path: i for i, path in enumerate(stage.params)}
+        maps = {}
+        for g, paths in groups.items():
+            if rule is None:
+                break
+            core, w = cores[paths[0]]
+            low, high = (jnp.broadcast_to(end, w.shape[:-1]) for end in _ends(paths[0], core, stage))
+            maps[g] = rule.init(low, high, [cores[p][1] for p in paths], named_key(key, paths[0]))
+        clips = {}
+        if clip:
+            for p, (_, w) in cores.items():
+                start = jnp.full_like(block_scales(w, w_format), START)
+                clips[str(place[p])] = {"low": start, "high": start}
+                if any(fnmatch.fnmatchcase(p, pattern) for pattern in corrected):
+                    left, right = jnp.ones((*w.shape[:-1], 1)), jnp.zeros((*w.shape[:-2], 1, w.shape[-1]))
+                    clips[str(place[p])] |= {"left": left, "right": right}
+        members = tuple((place[p], g, bare(stage.uses[p])) for g, paths in groups.items() for p in paths)
+        constants = tuple(stage.params.values()), {place[p]: (c.maps, w, c.bias) for p, (c, w) in cores.items()}
+        seen = stage.inputs if stream == "quantized" else stage.reference_inputs
+        reference = tuple(stage.reference.values())
+        wanted = [
+            (y, stage.fn(reference, x)) if augmented else (y,)
+            for x, y in zip(seen, stage.reference_outputs, strict=True)
+        ]
+        judge = _Mapped(rule, w_format, x_format, members, clip, squared_distance)
+        found = minimize(
+            dataclasses.replace(judge, distance=distance),
+            stage.fn,
+            {"maps": maps, "clips": clips},
+            constants,
+            list(zip(seen, wanted, strict=True)),
+            optimizer=optimizer,
+            steps=steps,
+            key=named_key(key, "order"),
+            judge=judge,
+        )
+        row = {"error_before": float(found.before), "error_after": float(found.loss)}
+        learned = {} if rule is None else {g: _settled(rule, v) for g, v in found.variables["maps"].items()}
+        chosen = {p: learned[g] for g, paths in groups.items() if g in learned for p in paths}
+        clipped = {p: found.variables["clips"][str(place[p])] for p in cores if clip}
+        return Edit(equivalence=chosen, rows=dict.fromkeys(stage.targets, row)), clipped
+
+    def step(stage: Stage, clipped: Clips, key: jax.Array) -> tuple[Edit, Clips, bool]:
+        if not clipped:
+            edit, clipped = learn(stage, key)
+            return edit, clipped, not clip
+        params, rows = {}, {}
+        for path, shares in clipped.items():  # on the leaves that now stand behind their maps
+            core, w = float_core(path, stage.params[path], stage.uses[path])
+            q = _rounded(w, shares, fmt=w_format)
+            params[path] = core.holding(q).leaf()
+            rows[path] = {"format": w_format.name, "bits": bits_per_weight(q)}
+        return Edit(params=params, rows=rows), clipped, True
+
+    family = "ranges" if rule is None else type(rule).__name__
+    name = f"learn_maps {family} {w_format.name}" + ("" if x_format is None else f" {x_format.name}")
+    return Transform(
+        name, "block", Needs(statistics=() if rule is None else ("min", "max"), streams=True), lambda stage: {}, step
+    )
+
+
+def separate_rates(maps: float, clips: float) -> optax.GradientTransformation:
+    """AdamW without decay at a rate for the maps and one for the shares of the ranges (OmniQuant and its followers)."""
+    rates: dict[Hashable, optax.GradientTransformation] = {
+        "maps": optax.adamw(maps, weight_decay=0.0),
+        "clips": optax.adamw(clips, weight_decay=0.0),
+    }
+    return optax.multi_transform(rates, {"maps": "maps", "clips": "clips"})
+
+
+def _ends(path: str, core: Core, stage: Stage) -> tuple[jax.Array, jax.Array]:
+    """Least and largest value of each channel that meets a core, [batch..., K]."""
+    measured = stage.statistics[path]
+    points = Points.extremes(measured["min"], measured["max"])
+    points = transport(path, core.maps, {"min and max": points})["min and max"]
+    return points.low[..., 0, :], points.high[..., 0, :]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _settled(rule: MapRule, variables: Any) -> Map:
+    return rule.map(variables, jnp.float32(1))
+
+
+@functools.partial(jax.jit, static_argnames="fmt")
+def _rounded(w: jax.Array, clips: Mapping[str, jax.Array], *, fmt: Format) -> QArray:
+    w = _corrected(w, clips)
+    grid, _ = scaled_grid(w, fmt, jax.nn.sigmoid(clips["low"]), jax.nn.sigmoid(clips["high"]))
+    return encode(grid, w)
+
+
+def _corrected(w: jax.Array, clips: Mapping[str, jax.Array]) -> jax.Array:
+    return w + clips["left"] * clips["right"] if "left" in clips else w
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapped:
+    """The loss of `learn_maps`; `members`: (position, group, use) of each matrix.
+
+    Equal blocks have equal losses, so they share one compiled step.
+    """
+
+    rule: MapRule | None
+    weights: Format
+    inputs: Format | None
+    members: tuple[tuple[int, str, Use], ...]
+    clip: bool
+    distance: Distance
+
+    def __call__(
+        self, fn: Any, variables: Mapping[str, Any], constants: Any, item: Any, progress: jax.Array
+    ) -> jax.Array:
+        leaves, matrices = list(constants[0]), constants[1]
+        x, wanted = item
+        for i, group, use in self.members:
+            maps, w, bias = matrices[i]
+            core = Core(maps, w, use, bias=bias)
+            m = Composed(()) if self.rule is None else self.rule.map(variables["maps"][group], progress)
+            for part in m.maps if isinstance(m, Composed) else (m,):
+                w, moved = countered(part, w)
+                core = core.behind(part).adding(moved)
+            if self.inputs is not None:
+                core = core.behind(Quantize.dynamic(self.inputs))
+            leaves[i] = core.holding(self._rounded(w, variables["clips"].get(str(i)))).leaf()
+        y = fn(tuple(leaves), x)
+        return sum((self.distance(y, want) for want in wanted), jnp.float32(0))
+
+    def _rounded(self, w: jax.Array, clips: Mapping[str, jax.Array] | None) -> jax.Array:
+        if clips is None:
+            return fake_quantize(w, self.weights, axis=-2, batch_axes=w.ndim - 2)
+        w = _corrected(w, clips)
+        grid, learned = scaled_grid(w, self.weights, jax.nn.sigmoid(clips["low"]), jax.nn.sigmoid(clips["high"]))
+        return project(grid, w, learned)

@@ -1,0 +1,285 @@
+"""Methods that round inputs: each claim on a layer small enough to compute by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qjax
+from qjax import recipes, transforms
+from qjax.operators import Diag, Hadamard, KeepBeyond, KeepLargest, Permute, Quantize, RuntimeSmooth
+from qjax.operators.maps.residual_channels import ResidualChannels
+from qjax.trace.topology import Norm, Port, Topology
+from tests import draw
+
+K, N, T = 64, 8, 48
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_to_compile():
+    """Here compiling is all the time, and without most of XLA's optimizations it takes half of it."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def linear(p, x):
+    return x @ p["w"]
+
+
+def outlying(channels=(3, 10), by=30.0, seed=0):
+    x = np.random.default_rng(seed).normal(size=(T, K)).astype(np.float32)
+    x[:, list(channels)] *= by
+    return {"w": draw.normal(seed, K, N)}, jnp.asarray(x)
+
+
+def run(recipe, p, x, fn=linear, **more):
+    return qjax.run(recipe, fn, p, [x], schedule="whole", **more)
+
+
+def error(q, p, x) -> float:
+    return float(jnp.linalg.norm(qjax.quantized(linear, strict=True)(q, x) - linear(p, x)))
+
+
+def smoothed(x, group):
+    """Runtime Smooth in numpy, narrow 4-bit tokens."""
+    size = np.abs(x).max(0)
+    order = np.argsort(-size, kind="stable")
+    scale = np.empty_like(size)
+    for start in range(0, len(size), group):
+        scale[order[start : start + group]] = size[order[start]]
+    y = x / scale
+    step = np.abs(y).max(1, keepdims=True) / 7
+    return np.clip(np.rint(y / step), -7, 7) * step * scale
+
+
+def test_runtime_smooth_is_the_papers_and_rotation_takes_care_of_spikes():
+    x = np.array(outlying()[1], np.float64)
+    m = RuntimeSmooth.of("int4_narrow_f32", 16)
+    np.testing.assert_allclose(m.apply(jnp.asarray(x, jnp.float32)), smoothed(x, 16), rtol=1e-4, atol=1e-4)
+    # So fine that nothing is rounded, it is the identity.
+    np.testing.assert_allclose(RuntimeSmooth.of("int16_f32", 16).apply(jnp.asarray(x, jnp.float32)), x, atol=2e-2)
+
+    def apart(map_, x) -> float:
+        return float(jnp.linalg.norm(map_.apply(x) - x) / jnp.linalg.norm(x))
+
+    turn = Hadamard(None, K)
+    plain, smooth = Quantize.dynamic("int4_narrow_f32"), RuntimeSmooth.of("int4_narrow_f32", 1)
+    x32 = jnp.asarray(x, jnp.float32)
+    assert apart(smooth, x32) < apart(plain, x32)  # channels with outliers
+    spiked = draw.normal(5, T, K).at[7, 20].set(1e3)  # one token with a spike: its channel's other tokens are victims
+    others = np.r_[0:7, 8:T]
+
+    def victims(map_, x) -> float:
+        return float(jnp.linalg.norm((map_.apply(x) - x)[others]))
+
+    assert victims(smooth, turn.apply(spiked)) < 0.95 * victims(smooth, spiked)
+    both = spiked.at[:, [3, 10]].multiply(30.0)
+    assert victims(smooth, turn.apply(both)) <= victims(plain, turn.apply(both)) * 1.05
+
+
+def test_rotated_runtime_smooth_keeps_the_order_of_its_steps():
+    p, x = outlying()
+    recipe = recipes.rotated_runtime_smooth("int8_f32", "int4_narrow_f32", 16, cache=None, method="rtn", rotated=False)
+    q, _ = run(recipe, p, x)
+    want = smoothed(np.asarray(x, np.float64), 16) @ np.asarray(qjax.dense(q["w"].op))
+    np.testing.assert_allclose(qjax.quantized(linear, strict=True)(q, x), want, rtol=1e-3, atol=1e-2)
+    steps = [t.name.split()[0] for t in recipes.rotated_runtime_smooth()]
+    assert steps == ["rotate", "gptq", "runtime_smooth", "cache_quantize"]
+
+
+def test_arcquant_repeats_the_channels_with_outliers():
+    p, x = outlying()
+    q, report = run(recipes.arcquant("nvfp4"), p, x)
+    op = q["w"]
+    assert isinstance(op.T, Permute) and isinstance(op.op.T, ResidualChannels) and op.op.T.count == 16
+    order = np.asarray(op.T.order)
+    assert set(order[-16:]) >= {3, 10} and sorted(order) == list(range(K))
+    # The repeated rows are rows of the matrix, code by code, and the matrix is rounded as it would be alone.
+    stored = op.op.op
+    np.testing.assert_array_equal(np.asarray(qjax.dense(stored))[K:], np.asarray(qjax.dense(stored))[K - 16 : K])
+    alone = qjax.dequantize(qjax.quantize(p["w"][order], "nvfp4"))
+    np.testing.assert_array_equal(np.asarray(qjax.dense(stored))[:K], alone)
+    y = x[:, order]
+    once = qjax.fake_quantize(y, "nvfp4", axis=-1)
+    twice = once.at[:, K - 16 :].add(qjax.fake_quantize((y - once)[:, K - 16 :], "nvfp4", axis=-1))
+    got = qjax.quantized(linear, strict=True)(q, x)
+    np.testing.assert_allclose(got, twice @ alone, rtol=1e-4, atol=1e-3)
+    # Of what these channels lost, a second rounding leaves a few percent.
+    lost = [float(jnp.linalg.norm((v - y)[:, K - 16 :])) for v in (once, twice)]
+    assert lost[1] < 0.15 * lost[0]
+    plain, _ = run(qjax.chain(qjax.rtn("nvfp4"), qjax.act_quantize("nvfp4")), p, x)
+    ideal = x @ qjax.dequantize(qjax.quantize(p["w"], "nvfp4"))
+    assert float(jnp.linalg.norm(got - x @ jnp.zeros_like(p["w"]).at[order].set(alone))) < 0.5 * float(
+        jnp.linalg.norm(qjax.quantized(linear)(plain, x) - ideal)
+    )
+    assert report.rows[0]["format"] == "nvfp4, 16 channels twice"
+
+
+def test_the_largest_of_a_block_pass_and_the_next_sets_the_scale():
+    x = np.array(outlying()[1])
+    m = KeepLargest.of("int4_g16_narrow_f32", 2)
+    want = np.empty((T, K))
+    for t in range(T):
+        for b in range(0, K, 16):
+            part = x[t, b : b + 16].astype(np.float64)
+            kept = np.argsort(-np.abs(part))[:2]
+            rest = part.copy()
+            rest[kept] = 0
+            step = np.abs(rest).max() / 7
+            part = np.rint(rest / step) * step
+            part[kept] = np.asarray(jnp.asarray(x[t, b + kept]).astype(jnp.bfloat16), np.float64)
+            want[t, b : b + 16] = part
+    np.testing.assert_allclose(m.apply(jnp.asarray(x)), want, rtol=1e-5, atol=1e-5)
+    p, x = outlying()
+    chosen = {"format": "int8_f32", "activations": ("int4_g16_floor_e8m0",) * 2}
+    opal, _ = run(recipes.opal(**chosen, keep=2, wide=("w",)), p, x)
+    plain, _ = run(qjax.chain(qjax.rtn("int8_f32"), qjax.act_quantize("int4_g16_floor_e8m0")), p, x)
+    assert error(opal, p, x) < 0.6 * error(plain, p, x)
+
+
+def test_what_a_static_range_cuts_off_passes_in_float():
+    p, x = outlying()
+    q, _ = run(recipes.llm_npu("int8_f32", "int8_tensor_narrow_f32", p=95.0), p, x)
+    assert isinstance(q["w"].T, KeepBeyond)
+    high = np.quantile(np.abs(np.asarray(x)), 0.95)
+    step = float(jax.tree.leaves(q["w"].T.rounding.grid.scales)[0].reshape(()))
+    assert step == pytest.approx(high / 127, rel=0.1)
+    a = np.asarray(x, np.float64)
+    want = np.clip(np.rint(a / step), -127, 127) * step + (a - np.clip(a, -127 * step, 127 * step))
+    np.testing.assert_allclose(q["w"].T.apply(x), want, rtol=1e-5, atol=1e-4)
+    bare, _ = run(qjax.chain(qjax.rtn("int8_f32"), qjax.act_quantize("int8_tensor_narrow_f32", static=True)), p, x)
+    assert error(q, p, x) < 0.7 * error(bare, p, x)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_one_static_scale_for_channels_of_one_range_is_a_scale_for_each(shift):
+    p, x = outlying()
+    x = x + jnp.where(jnp.arange(K) % 5 == 0, 7.0, 0.0)[None]
+    move = transforms.equal_ranges(shift=shift)
+    q, _ = run(qjax.chain(move, qjax.act_quantize("int6_tensor_narrow_f32", static=True)), p, x)
+    a = np.asarray(x, np.float64)
+    z = (a.max(0) + a.min(0)) / 2 if shift else np.zeros(K)
+    step = np.abs(a - z).max(0) / 31
+    want = (np.rint((a - z) / step) * step + z) @ np.asarray(p["w"], np.float64)
+    np.testing.assert_allclose(qjax.quantized(linear, strict=True)(q, x), want, rtol=1e-3, atol=2e-2)
+    one, _ = run(qjax.act_quantize("int6_tensor_narrow_f32", static=True), p, x)
+    assert error(q, p, x) < 0.5 * error(one, p, x)
+    both = recipes.repquant("int8_f32", "int8_tensor_affine_f32", "rtn"), recipes.outliertune("int8_f32")
+    for recipe in both if shift else ():
+        assert error(run(recipe, p, x)[0], p, x) < error(one, p, x)
+
+
+def test_shifted_exponents_are_exact_and_help_a_float():
+    p, x = outlying(by=8.0)
+    q, _ = run(transforms.shift_exponents(2), p, x)
+    assert isinstance(q["w"], qjax.operators.Pre) and isinstance(q["w"].T, Diag)
+    size = np.abs(np.asarray(x)).max(0)
+    power = np.log2(np.asarray(q["w"].T.scale))
+    np.testing.assert_array_equal(power, np.clip(np.round(np.log2(size.max() / size)), 0, 3))
+    np.testing.assert_array_equal(qjax.quantized(linear, strict=True)(q, x), linear(p, x))
+    # Not a bit of a weight in a float format changes but its exponent.
+    np.testing.assert_array_equal(q["w"].op * jnp.exp2(jnp.asarray(power))[:, None], p["w"])
+    errors = [error(run(recipes.llm_fp4("int8_f32", bits=bits), p, x)[0], p, x) for bits in (2, None)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def normed(p, x):
+    x = x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True))
+    return (x * p["gain"][None]) @ p["w"]
+
+
+def test_gains_leave_the_norm_and_ranges_give_up_tokens():
+    w, x = outlying(channels=())
+    p = {**w, "gain": jnp.ones(K).at[5].set(12.0)}
+    wiring = Topology(norms=(Norm("gain", (Port("w", -2),)),))
+    q, _ = run(transforms.migrate_gains(), p, x, normed, topology=wiring)
+    np.testing.assert_array_equal(q["gain"], np.ones(K))
+    np.testing.assert_allclose(normed(q, x), normed(p, x), rtol=1e-5, atol=1e-4)
+    static = ("int8_f32", "int6_tensor_affine_f32")
+    errors = []
+    for migrated in (True, False):
+        done, _ = run(recipes.outlier_suppression(*static, migrated=migrated), p, x, normed, topology=wiring)
+        errors.append(float(jnp.linalg.norm(qjax.quantized(normed)(done, x) - normed(p, x))))
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_token_clipping_finds_the_share_of_tokens():
+    p, x = outlying(channels=())
+    x = x.at[jnp.array([4, 9])].multiply(40.0)  # two of 48 tokens
+    q, report = run(transforms.token_clip("int4_tensor_affine_f32", step=0.01, most=0.1), p, x)
+    grid = q["w"].T.grid
+    a, w = np.asarray(x, np.float64), np.asarray(p["w"], np.float64)
+
+    def apart(low, high) -> float:
+        step = (high - low) / 15
+        zero = np.rint(-low / step)
+        rounded = (np.clip(np.rint(a / step) + zero, 0, 15) - zero) * step
+        return float(np.sum(((rounded - a) @ w) ** 2))
+
+    coarse = []
+    for share in np.arange(11) / 100:
+        low, high = -np.quantile(-a.min(1), 1 - share), np.quantile(a.max(1), 1 - share)
+        coarse.append((apart(low, high), low, high))
+    best = min(coarse)
+    fine = min(apart(best[1] * s, best[2] * s) for s in np.linspace(0.7, 1.3, 25))
+    assert report.rows[0]["error_before"] == pytest.approx(coarse[0][0], rel=1e-2)
+    assert report.rows[0]["error_after"] == pytest.approx(fine, rel=2e-2)
+    assert fine < coarse[0][0] and grid is not None
+
+
+def test_zeroquant_distils_what_rounding_lost():
+    p, x = outlying()
+    q, report = run(recipes.zeroquant("int3_g16_f32", "int8_f32", steps=60, rate=2e-2), p, x)
+    assert isinstance(q["w"].T, Quantize)
+    row = report.rows[-1]
+    assert row["error_after"] < 0.8 * row["error_before"]
+    plain, _ = run(recipes.w8a8("int3_g16_f32"), p, x)
+    assert error(q, p, x) < 0.8 * error(plain, p, x)
+
+
+def test_float_formats_of_zeroquant_fp_and_fp8():
+    p, x = outlying()
+    q, _ = run(recipes.zeroquant_fp("fp4_e2m1_g32_rceil_e8m0", rank=None), p, x)
+    scales = np.asarray(q["w"].op.scales, np.float32)
+    largest = np.abs(np.asarray(p["w"])).reshape(2, 32, N).max(1)
+    np.testing.assert_array_equal(scales.reshape(2, N), np.exp2(np.ceil(np.log2(largest / 6))))
+    # A four-bit float under a power of two is a number of the eight-bit format: the cast is exact.
+    codes = np.asarray(qjax.dense(q["w"].op)) / scales.max()
+    np.testing.assert_array_equal(np.asarray(jnp.asarray(codes).astype(jnp.float8_e4m3fn), np.float32), codes)
+    eight, _ = run(recipes.fp8_bert(), p, x)
+    assert error(eight, p, x) < 0.05 * float(jnp.linalg.norm(linear(p, x)))
+
+
+def test_flexgen_spans_a_group_from_end_to_end():
+    p, x = outlying()
+    q, _ = run(recipes.flexgen("int4_g16_minimum_f32", cache=None), p, x)
+    groups = np.asarray(p["w"], np.float64).reshape(4, 16, N)
+    low, high = groups.min(1, keepdims=True), groups.max(1, keepdims=True)
+    step = (high - low) / 15
+    want = (np.rint((groups - low) / step) * step + low).reshape(K, N)
+    np.testing.assert_allclose(qjax.dense(q["w"]), want, atol=1e-4)
+    assert [t.name.split()[0] for t in recipes.flexgen()] == ["rtn", "cache_quantize"]
+
+
+BAD = {
+    "one scale a token": lambda: transforms.runtime_smooth("int4_g16"),
+    "a share of 0 of": lambda: transforms.residual_channels(share=0),
+    "blocks of 16 do not divide its 10": lambda: run(
+        transforms.residual_channels(), {"w": jnp.ones((10, 4))}, jnp.ones((3, 10))
+    ),
+    "give fewer than a block holds": lambda: KeepLargest.of("int4_g16", 16),
+    "'beyond' with static": lambda: transforms.act_quantize("int8", keep="beyond"),
+    "0 bits of exponent": lambda: transforms.shift_exponents(0),
+    "one scale for the tensor": lambda: transforms.token_clip("int8"),
+    "which matrices read a norm": lambda: run(transforms.migrate_gains(), *outlying()),
+    "neither 'gptq' nor 'rtn'": lambda: recipes.repquant(method="magic"),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input(message):
+    with pytest.raises(ValueError, match=message):
+        BAD[message]()
