@@ -40,7 +40,9 @@ def _architecture(config: dict[str, Any]) -> Architecture:
     family = FAMILIES[kind]
     _refuse_unknown(config, kind, family)
     given: dict[str, Any] = {name: config.get(family.name(name)) for name in KEYS}
-    given |= {name: config.get(name, value) for name, value in family.settings.items()}
+    given |= {name: config.get(family.name(name), value) for name, value in family.settings.items()}
+    if given["intermediate_size"] is None and family.ffn_ratio is not None:
+        given["intermediate_size"] = family.ffn_ratio * int(given["hidden_size"])
     if missing := [family.name(name) for name in SIZES if not isinstance(given[name], int | float)]:
         raise ValueError(f"config.json has no number for {', '.join(missing)}")
     activation = given["hidden_act"] or "silu"
@@ -52,12 +54,21 @@ def _architecture(config: dict[str, Any]) -> Architecture:
         raise ValueError(f"head_dim is {head_dim}; heads have at most {WIDEST} channels")
     # transformers 5 keeps theta and the scaling together; before, they were two keys.
     rope = {**(given["rope_parameters"] or given["rope_scaling"] or {})}
+    local = {**rope.get("sliding_attention", {})}
+    rope = {**rope.get("full_attention", rope)}
+    if local.get("rope_type", "default") != "default":
+        raise ValueError(
+            f"config.json: layers with a window have RoPE scaling {local['rope_type']!r}, which is not known"
+        )
     theta = float(config.get(family.name("rope_theta")) or rope.get("rope_theta") or given["rope_theta"] or 10000.0)
     share = rope.pop("partial_rotary_factor", given.get("partial_rotary_factor"))
     if share not in (None, 1) and "partial_rotary_factor" not in family.settings:
         raise ValueError(f"config.json: partial_rotary_factor is {share!r}, which {kind!r} models do not have")
     rotary = head_dim if share is None else int(head_dim * float(share))
     biased = bool(given.get("attention_bias"))
+    pre, local_theta = given.get("query_pre_attn_scalar"), given.get("rope_local_base_freq")
+    if given.get("word_embed_proj_dim") not in (None, width):
+        raise ValueError(f"config.json: word_embed_proj_dim is {given['word_embed_proj_dim']}, not hidden_size={width}")
     fields = {
         "vocab": int(given["vocab_size"]),
         "width": width,
@@ -76,14 +87,20 @@ def _architecture(config: dict[str, Any]) -> Architecture:
         "ffn_bias": bool(given.get("mlp_bias")),
         "context": int(given["max_position_embeddings"] or 2048),
         "activation": ACTIVATIONS[activation],
-        "windows": _windows(given, layers),
+        "windows": (windows := _windows(given, layers)),
+        "window_theta": float(local.get("rope_theta") or local_theta) if local_theta and windows else None,
+        "parallel": bool(given.get("use_parallel_residual")),
+        "embed_scale": width**0.5 if family.scaled_embedding else 1.0,
+        "query_scale": None if pre is None else float(pre) ** -0.5,
+        "score_cap": given.get("attn_logit_softcapping"),
+        "logit_cap": given.get("final_logit_softcapping"),
     }
     return Architecture(**{**fields, **family.fields})
 
 
 def _refuse_unknown(config: dict[str, Any], kind: str, family: Family) -> None:
     """A setting nobody here reads may change the function, unless it is off or known not to."""
-    known = {family.name(name) for name in KEYS} | {*family.settings, *family.only, *INERT}
+    known = {family.name(name) for name in (*KEYS, *family.settings)} | {*family.only, *INERT}
     for key, value in config.items():
         if key not in known and value not in (None, False, 0, "", [], {}):
             raise ValueError(f"config.json: {key} is {value!r}, a setting of {kind!r} models that is not known here")
@@ -100,12 +117,15 @@ def _windows(given: dict[str, Any], layers: int) -> tuple[int, ...]:
     if int(size) < 1:
         raise ValueError(f"config.json: sliding_window is {size}, no number of tokens")
     kinds, first = given.get("layer_types"), given.get("max_window_layers")
+    every = given.get("sliding_window_pattern")
     if kinds is not None:
         if len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
             raise ValueError(
                 f"config.json: layer_types {kinds} are not sliding_attention or full_attention, {layers} times"
             )
         windows = tuple(int(size) if kind == "sliding_attention" else 0 for kind in kinds)
+    elif every is not None and 0 < int(every) <= WIDEST:
+        windows = (*[int(size)] * (int(every) - 1), 0)[:layers]
     elif first is None:
         windows = (int(size),)
     elif layers > WIDEST:

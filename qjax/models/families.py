@@ -36,6 +36,9 @@ class Family:
         inputs_first: matrices are stored [in, out] (GPT-2's Conv1D).
         gain_offset: what is added to a stored norm's gain.
         skipped_positions: rows of the table of positions before that of position 0.
+        scaled_embedding: embedded tokens are multiplied by sqrt(width).
+        ffn_ratio: the FFN's channels for each of the stream, where config.json is silent.
+        base: what the names of a checkpoint of the bare model, without a head, do not begin with.
     """
 
     modules: Mapping[str, str | Fused]
@@ -48,6 +51,9 @@ class Family:
     inputs_first: bool = False
     gain_offset: float = 0.0
     skipped_positions: int = 0
+    scaled_embedding: bool = False
+    ffn_ratio: int | None = None
+    base: str = ""
 
     def name(self, setting: str) -> str:
         """What the family calls a setting."""
@@ -81,6 +87,24 @@ GATED = {f"mlp.{name}_proj": f"ffn/{name}" for name in ("gate", "up", "down")}
 PRE_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 QK_NORMS = {f"self_attn.{name}_norm": f"attn/{name}_norm" for name in "qk"}
 LLAMA = {**PRE_NORMS, **ATTENTION, **GATED}
+GEMMA = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "attn_post_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "ffn_post_norm",
+    **ATTENTION,
+    **GATED,
+}
+GEMMA_SETTINGS = {
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "layer_types": None,
+}
+LEARNED = {"norm": "layer", "gated": False, "rotary": 0, "learned_positions": True}
 SWITCHED = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
 
 FAMILIES: Mapping[str, Family] = {
@@ -117,5 +141,127 @@ FAMILIES: Mapping[str, Family] = {
         },
         settings={"attention_bias": False},
         fields={"placement": "post", "qk_norm": "width"},
+    ),
+    "gemma2": Family(
+        {**GEMMA},
+        settings={
+            **GEMMA_SETTINGS,
+            "sliding_window_pattern": 2,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        names={"hidden_act": "hidden_activation"},
+        fields={"placement": "both"},
+        gain_offset=1.0,
+        scaled_embedding=True,
+    ),
+    "gemma3_text": Family(
+        {**GEMMA, **QK_NORMS},
+        settings={
+            **GEMMA_SETTINGS,
+            "sliding_window_pattern": 6,
+            "final_logit_softcapping": None,
+            "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0,
+        },
+        names={"hidden_act": "hidden_activation"},
+        fields={"placement": "both", "qk_norm": "head"},
+        gain_offset=1.0,
+        scaled_embedding=True,
+    ),
+    "gpt_neox": Family(
+        {
+            **PRE_NORMS,
+            "attention.query_key_value": Fused(("attn/q", "attn/k", "attn/v"), by_head=True),
+            "attention.dense": "attn/o",
+            "mlp.dense_h_to_4h": "ffn/up",
+            "mlp.dense_4h_to_h": "ffn/down",
+        },
+        layers="gpt_neox.layers.",
+        outer={
+            "gpt_neox.embed_in": "embed",
+            "gpt_neox.final_layer_norm": "norm",
+            "embed_out": "head",
+            "lm_head": "head",
+        },
+        names={
+            "rms_norm_eps": "layer_norm_eps",
+            "rope_theta": "rotary_emb_base",
+            "partial_rotary_factor": "rotary_pct",
+        },
+        settings={
+            "attention_bias": True,
+            "hidden_act": "gelu",
+            "use_parallel_residual": True,
+            "partial_rotary_factor": 0.25,
+        },
+        fields={"norm": "layer", "gated": False, "ffn_bias": True},
+    ),
+    "gpt2": Family(
+        {
+            "ln_1": "attn_norm",
+            "ln_2": "ffn_norm",
+            "attn.c_attn": Fused(("attn/q", "attn/k", "attn/v")),
+            "attn.c_proj": "attn/o",
+            "mlp.c_fc": "ffn/up",
+            "mlp.c_proj": "ffn/down",
+        },
+        layers="transformer.h.",
+        outer={
+            "transformer.wte": "embed",
+            "transformer.wpe": "positions",
+            "transformer.ln_f": "norm",
+            "lm_head": "head",
+        },
+        names={
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "intermediate_size": "n_inner",
+            "rms_norm_eps": "layer_norm_epsilon",
+            "hidden_act": "activation_function",
+            "max_position_embeddings": "n_positions",
+        },
+        settings={"tie_word_embeddings": True, "hidden_act": "gelu_new"},
+        only={"scale_attn_weights": True},
+        fields={**LEARNED, "qkv_bias": True, "o_bias": True, "ffn_bias": True},
+        inputs_first=True,
+        ffn_ratio=4,
+        base="transformer.",
+    ),
+    "opt": Family(
+        {
+            "self_attn_layer_norm": "attn_norm",
+            "final_layer_norm": "ffn_norm",
+            **{f"self_attn.{name}_proj": f"attn/{name}" for name in "qkv"},
+            "self_attn.out_proj": "attn/o",
+            "fc1": "ffn/up",
+            "fc2": "ffn/down",
+        },
+        layers="model.decoder.layers.",
+        outer={
+            "model.decoder.embed_tokens": "embed",
+            "model.decoder.embed_positions": "positions",
+            "model.decoder.final_layer_norm": "norm",
+            "lm_head": "head",
+        },
+        names={
+            "intermediate_size": "ffn_dim",
+            "hidden_act": "activation_function",
+            "attention_bias": "enable_bias",
+            "mlp_bias": "enable_bias",
+        },
+        settings={
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "hidden_act": "relu",
+            "rms_norm_eps": 1e-5,
+            "word_embed_proj_dim": None,
+        },
+        only={"do_layer_norm_before": True, "layer_norm_elementwise_affine": True},
+        fields=LEARNED,
+        skipped_positions=2,
+        base="model.",
     ),
 }

@@ -150,6 +150,8 @@ def _linear(family: Family, module: str) -> bool:
 
 def _target(family: Family, module: str) -> str | Fused | None:
     """Our path, or paths, of a module; None where there is none."""
+    if module not in family.outer and not module.startswith(family.layers):
+        module = family.base + module
     if module in family.outer:
         return family.outer[module]
     layer, _, local = module.removeprefix(family.layers).partition(".")

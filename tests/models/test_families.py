@@ -123,12 +123,21 @@ SIZES = {
         ({"model_type": "qwen2", "rope_scaling": {"type": "linear", "factor": 2.0, "mscale": 1}}, "mscale is 1"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0"),
         ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["chunked_attention"] * 2}, "layer_types"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ({"model_type": "opt", "ffn_dim": 16, "do_layer_norm_before": False}, "do_layer_norm_before is False"),
+        ({"model_type": "opt", "ffn_dim": 16, "word_embed_proj_dim": 4}, "word_embed_proj_dim is 4"),
         ({"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "'longrope'"),
     ],
 )
 def test_settings_that_change_the_function_are_refused(settings, message):
+    sizes = {
+        k: v
+        for k, v in SIZES.items()
+        if settings["model_type"] != "opt" or k not in ("intermediate_size", "rms_norm_eps")
+    }
     with pytest.raises(ValueError, match=message):
-        read_architecture({**SIZES, **settings})
+        read_architecture({**sizes, **settings})
 
 
 def test_settings_become_data():
@@ -141,5 +150,11 @@ def test_settings_become_data():
     assert read("qwen2", use_sliding_window=True, max_window_layers=1).windows == (0, 4096)
     assert read("qwen3").head_dim == 128 and read("qwen3").qk_norm == "head"
     assert read("olmo2").placement == "post"
+    gemma = read("gemma2", num_hidden_layers=3)
+    assert (gemma.windows, gemma.score_cap, gemma.logit_cap, gemma.query_scale) == ((4096, 0), 50.0, 30.0, 1 / 16)
+    assert gemma.embed_scale == 8**0.5 and gemma.tied
+    gemma = read("gemma3_text", num_hidden_layers=8, rope_scaling={"rope_type": "linear", "factor": 8.0})
+    assert (gemma.windows, gemma.theta, gemma.window_theta) == ((4096,) * 5 + (0,), 1e6, 1e4)
+    assert set(gemma.rope_factors) == {8.0}
     half = {"rope_type": "default", "rope_theta": 7.0, "partial_rotary_factor": 0.5}
     assert (read("phi3", rope_parameters=half).rotated, read("phi3", rope_parameters=half).theta) == (2, 7.0)

@@ -45,6 +45,25 @@ CASES = {
         },
     ),
     "olmo2": ("Olmo2", {}),
+    "gemma2": ("Gemma2", {"head_dim": 10, "sliding_window": 5, "query_pre_attn_scalar": 7, "num_hidden_layers": 3}),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            "head_dim": 8,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 7,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "final_logit_softcapping": 2.0,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "pythia": ("GPTNeoX", {}),
+    "gpt_neox, in a row": ("GPTNeoX", {"use_parallel_residual": False, "attention_bias": False}),
+    "gpt2": ("GPT2", {}),
+    "opt": ("OPT", {"ffn_dim": 48}),
     "olmo2, biases": ("Olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
 }
 
@@ -66,11 +85,18 @@ def test_logits_of_every_family(tmp_path, transformers, case):
     import torch
 
     family, changes = case
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **changes}, attn_implementation="eager")
+    # Older families have other names for some sizes, and would keep ours beside them.
+    foreign = {
+        "GPT2": ("intermediate_size", "num_key_value_heads"),
+        "OPT": ("intermediate_size", "num_key_value_heads"),
+    }
+    foreign["GPTNeoX"] = ("num_key_value_heads",)
+    sizes = {name: value for name, value in SIZES.items() if name not in foreign.get(family, ())}
+    config = getattr(transformers, f"{family}Config")(**{**sizes, **changes}, attn_implementation="eager")
     torch.manual_seed(0)
     theirs = next(
         getattr(transformers, name)
-        for name in (f"{family}ForCausalLM", f"{family}LMHeadModel")
+        for name in (f"{family.removesuffix('Text')}ForCausalLM", f"{family}LMHeadModel")
         if hasattr(transformers, name)
     )(config).eval()
     with torch.no_grad():
