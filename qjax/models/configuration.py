@@ -41,7 +41,7 @@ def _architecture(config: dict[str, Any]) -> Architecture:
     _refuse_unknown(config, kind, family)
     given: dict[str, Any] = {name: config.get(family.name(name)) for name in KEYS}
     given |= {name: config.get(family.name(name), value) for name, value in family.settings.items()}
-    if given["intermediate_size"] is None and family.ffn_ratio is not None:
+    if given.get("intermediate_size") is None and family.ffn_ratio is not None:
         given |= {"intermediate_size": family.ffn_ratio * int(given["hidden_size"])}
     if missing := [family.name(name) for name in SIZES if not isinstance(given[name], int | float)]:
         raise ValueError(f"config.json has no number for {', '.join(missing)}")
