@@ -1,4 +1,4 @@
-"""The same numbers in another dtype, or none."""
+"""The same numbers in another dtype, or none; and the one that is only as near as float32 has it, a reciprocal."""
 
 from __future__ import annotations
 
@@ -40,3 +40,16 @@ def narrowest(a: np.ndarray) -> np.ndarray:
         if a.dtype.itemsize > 1 and np.array_equal(narrow.astype(np.float32), a.astype(np.float32)):
             return narrow
     return a
+
+
+def reciprocal(what: str, a: np.ndarray) -> np.ndarray:
+    """1 / a in float32, what a file has where it divides.
+
+    Raises:
+        ValueError: an infinity, a NaN or a zero, there or here; names `what`.
+    """
+    with np.errstate(all="ignore"):  # told here
+        inverse = np.float32(1) / a
+    if not np.all(np.isfinite(inverse)) or not np.all(inverse):
+        raise ValueError(f"{what}: {a.flat[0]} has no reciprocal in float32")
+    return inverse

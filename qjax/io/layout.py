@@ -22,7 +22,7 @@ from qjax.formats.elements import E4M3, Element
 from qjax.formats.integer import Int
 from qjax.formats.packing import from_words, pack, unpack, words
 from qjax.io import inputs
-from qjax.io.exact import exactly, narrowest
+from qjax.io.exact import exactly, narrowest, reciprocal
 from qjax.operators import Columns, Pre, Quantize
 from qjax.qarray import Meta, QArray
 
@@ -97,6 +97,10 @@ class Scheme(NamedTuple):
     block: Block
     symmetric: bool = True
     inputs: inputs.Inputs | None = None
+
+    def read(self, module: str, tensors: Mapping[str, np.ndarray], shape: Block) -> Any:
+        """The leaf [inputs, outputs] that a module's tensors hold; see `read`."""
+        return read(module, tensors, self, shape)
 
 
 def strategy(block: tuple[int, ...]) -> Strategy | None:
@@ -178,7 +182,7 @@ def write(path: str, leaf: Leaf, layout: Layout, dtype: str) -> dict[str, np.nda
                     'as it is (layout="gptq_v2", or to="awq")'
                 )
         if tensor.reciprocal:
-            a = _inverse(f"{path} as {tensor.name}", a)
+            a = reciprocal(f"{path} as {tensor.name}", a)
         if tensor.part == "scale":
             tensor = tensor._replace(dtype=tensor.dtype or dtype)
             a = a.reshape(1) if strategy(q.meta.block) == "tensor" else a
@@ -202,7 +206,7 @@ def read(module: str, tensors: Mapping[str, np.ndarray], scheme: Scheme, shape: 
     wanted = {tensor.name: tensor for tensor in layout.tensors if not (tensor.affine and scheme.symmetric)}
     if missing := sorted(set(wanted) - set(tensors)):
         raise ValueError(f"{module} lacks {', '.join(missing)}, which {layout.name} has; it has {', '.join(tensors)}")
-    known = {*wanted, inputs.SCALE} if scheme.inputs is not None and scheme.inputs.static else set(wanted)
+    known = set(wanted) | ({scheme.inputs.tensor} - {None} if scheme.inputs is not None else set())
     for tensor in layout.tensors:  # old writers keep the zeros of symmetric matrices, as zeros
         if tensor.affine and scheme.symmetric and not np.any(tensors.get(tensor.name, 0)):
             known.add(tensor.name)
@@ -214,7 +218,7 @@ def read(module: str, tensors: Mapping[str, np.ndarray], scheme: Scheme, shape: 
             a = a.astype(np.int16) + (2 ** (bits - 1) if tensor.shift == "half" else tensor.shift)
             if a.min() < 0 or a.max() >= 2**bits:
                 raise ValueError(f"{module}.{tensor.name} holds {int(a.max())}, which is no code of {bits} bits")
-        parts[tensor.part] = _inverse(f"{module}.{tensor.name}", a) if tensor.reciprocal else a
+        parts[tensor.part] = reciprocal(f"{module}.{tensor.name}", a) if tensor.reciprocal else a
     if "shape" in parts and parts["shape"].tolist() != [shape[1], shape[0]]:
         raise ValueError(f"{module}.weight_shape is {parts['shape'].tolist()}, the model needs {[shape[1], shape[0]]}")
     order = None
@@ -223,14 +227,6 @@ def read(module: str, tensors: Mapping[str, np.ndarray], scheme: Scheme, shape: 
     q = _assembled(module, parts, scheme, shape)
     node: Any = q if order is None else Columns((q,), jnp.asarray(order, jnp.int32))
     return node if scheme.inputs is None else Pre(inputs.read(module, scheme.inputs, tensors), node)
-
-
-def _inverse(what: str, a: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):  # told here
-        inverse = np.float32(1) / a
-    if not np.all(np.isfinite(inverse)) or not np.all(inverse):
-        raise ValueError(f"{what}: {a.flat[0]} has no reciprocal in float32")
-    return inverse
 
 
 def _is_affine(q: QArray) -> bool:
@@ -369,7 +365,8 @@ def _assembled(module: str, parts: Mapping[str, np.ndarray], scheme: Scheme, sha
     e, offset = scheme.element, None
     codes, values = parts["codes"].T, np.ascontiguousarray(parts["scale"].T)
     values = values.view(ml_dtypes.float8_e8m0fnu) if values.dtype == np.uint8 else narrowest(values)
-    if not np.all(np.isfinite(values.astype(np.float32))):
+    above = parts.get("tensor_scale", np.ones(1, np.float32))
+    if not np.all(np.isfinite(values.astype(np.float32))) or not np.all(np.isfinite(above)):
         raise ValueError(f"{module}: a scale is not finite")
     scale: Array | QArray = jnp.asarray(values)
     if isinstance(e, Int):
@@ -383,7 +380,7 @@ def _assembled(module: str, parts: Mapping[str, np.ndarray], scheme: Scheme, sha
         codes = codes.view(np.uint8)
     if "tensor_scale" in parts:
         meta = Meta(E4M3, (FULL, FULL))
-        tensor = jnp.asarray(parts["tensor_scale"].reshape(1, 1))
+        tensor = jnp.asarray(above.reshape(1, 1))
         scale = QArray(jnp.asarray(values.view(np.uint8)), (tensor,), None, None, meta)
     meta = Meta(e, scheme.block, "zero_point" if offset is not None else None)
     return QArray(jnp.asarray(np.ascontiguousarray(codes), e.code_dtype), (scale,), offset, None, meta)

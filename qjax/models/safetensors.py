@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qjax.io import layout
 from qjax.io.containers import schemes
 from qjax.io.tensors import INDEX, open_tensors
 from qjax.models.architecture import Architecture
@@ -37,6 +36,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json, so it is not a model folder")
     config = _settings(path)
+    beside = folder / "hf_quant_config.json"
+    if config.get("quantization_config") is None and beside.is_file():
+        config["quantization_config"] = {"quant_method": "modelopt", **(_settings(beside).get("quantization") or {})}
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"{path}: model_type is {kind!r}; those that can be read are {', '.join(FAMILIES)}")
@@ -64,7 +66,7 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
     for name, tensor in stored.items():
         if name.endswith(DERIVED) or (arch.tied and name == "lm_head.weight"):
             continue
-        module, _, suffix = name.rpartition(".")
+        module, suffix = _module(name)
         if suffix != "bias" and _linear(family, module) and scheme(module) is not None:
             modules.setdefault(module, {})[suffix] = tensor
             continue
@@ -82,7 +84,7 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
                 f"{path if isinstance(path, str) else 'such matrix by itself'}"
             )
         inputs, outputs = shapes[path]
-        leaves[path] = layout.read(module, tensors, found, (inputs, outputs))
+        leaves[path] = found.read(module, tensors, (inputs, outputs))
     return nest(checked(leaves, arch))
 
 
@@ -139,6 +141,12 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings but {type(settings).__name__}")
     return settings
+
+
+def _module(name: str) -> tuple[str, str]:
+    """The module of a tensor, and what follows it: bitsandbytes has `weight.absmax` beside `weight`."""
+    module, inside, rest = name.partition(".weight.")
+    return (module, f"weight.{rest}") if inside else (name.rpartition(".")[0], name.rpartition(".")[2])
 
 
 def _linear(family: Family, module: str) -> bool:

@@ -175,8 +175,9 @@ def test_one_kind_is_named_by_class(params, tmp_path):
         lambda q: qjax.Pre(Quantize.dynamic("int8_token_f32"), q),
         lambda q: qjax.Pre(Quantize.dynamic("fp8_e4m3_g32_f32"), q),
         lambda q: qjax.Pre(Quantize.static("fp8_e4m3_tensor", -1.0, 2.0), q),
+        lambda q: qjax.Pre(Quantize.under("nvfp4", 0.25), q),
     ],
-    ids=["token", "group", "static"],
+    ids=["token", "group", "static", "local"],
 )
 def test_inputs_that_are_rounded(params, tmp_path, make):
     path, q = "layers/0/attn/q", draw("int8")

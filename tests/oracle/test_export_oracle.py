@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 
 import qjax
+from qjax.io.inputs import settings, write
 from qjax.models import Architecture, Decoder, Tokenizer, load
 from qjax.trace.paths import leaves_with_paths, replace_leaves
 
@@ -100,6 +101,24 @@ def test_transformers_rounds_inputs_as_we_do(tmp_path, weights, inputs):
     errors = np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(theirs, axis=-1)
     print(f"\n{weights} on {inputs}: relative error {np.median(errors):.1e} in the median, {errors.max():.1e} at most")
     assert np.median(errors) < 1e-5 and errors.max() < 0.1
+
+
+def test_compressed_tensors_rounds_inputs_to_nvfp4_as_we_do():
+    """Its own functions, on the settings and the divisor that we write: its linear layers are bfloat16 in NVFP4."""
+    torch, quantization = pytest.importorskip("torch"), pytest.importorskip("compressed_tensors.quantization")
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    rounding = qjax.operators.Quantize.under("nvfp4", 3 / 6 / 448)
+    divisor = torch.from_numpy(write("q", rounding, "float32")["input_global_scale"])
+    args = quantization.QuantizationArgs(**settings(rounding))
+    x = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32)
+    given = torch.from_numpy(x)
+    scale, zero = compute_dynamic_scales_and_zp(given, args, torch.nn.Module(), divisor)
+    theirs = fake_quantize(given, scale, zero, args, global_scale=divisor).numpy()
+    ours = np.asarray(rounding.apply(jnp.asarray(x)))
+    # A scale or a value at a tie of its rounding may fall either way: both sides divide, by reciprocals of each other.
+    assert np.mean(~np.isclose(ours, theirs, rtol=1e-6, atol=0)) < 0.002
 
 
 def test_transformers_opens_our_gguf(tmp_path):

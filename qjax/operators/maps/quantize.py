@@ -25,13 +25,15 @@ class Quantize(Map):
 
     The format says the granularity: "int8" has one scale a token, "int8_g64" or "mxfp8_e4m3" one a block of channels,
     "int8_tensor" one for all tokens. With `grid` None scales are computed from x (dynamic), from each block's `range`
-    (`qjax.ranges`; its extremes if None); a grid holds calibrated ones (`Quantize.static`, `Quantize.calibrated`).
+    (`qjax.ranges`; its extremes if None); a grid holds calibrated ones (`Quantize.static`, `Quantize.calibrated`), and
+    `outer` the calibrated tensor scale of a format whose blocks follow x under it, as in NVFP4 (`Quantize.under`).
     No matrix describes it: `affine` of anything around it raises NotAffine.
     """
 
     format: Format = field(metadata={"static": True})
     grid: Grid | None = None
     range: Range | None = field(default=None, metadata={"static": True})
+    outer: jax.Array | None = None
     nonlinear: ClassVar[bool] = True
 
     @classmethod
@@ -70,14 +72,33 @@ class Quantize(Map):
             )
         return cls(fmt, _fitted(x, weights, fmt=fmt, range=range))
 
+    @classmethod
+    def under(cls, format: Format | str, outer: Any) -> Quantize:
+        """Scales of blocks computed from every input, under one calibrated tensor scale: a positive scalar.
+
+        ValueError for a format that has none.
+
+        >>> Quantize.under("nvfp4", 0.5).apply(jnp.full((1, 16), 7.0))[0, 0]
+        Array(6., dtype=float32)
+        """
+        fmt = as_format(format)
+        if not isinstance(fmt.scale, Format) or fmt.scale.block != FULL or fmt.scale.across != FULL:
+            raise ValueError(f"{fmt.name} has no tensor scale above those of its blocks, as nvfp4 has")
+        return cls(fmt, outer=jnp.asarray(outer, jnp.float32).reshape(1, 1))
+
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        scales = () if self.grid is None else jax.tree.leaves(self.grid.scales)
+        scales = jax.tree.leaves((() if self.grid is None else self.grid.scales, self.outer))
         return scales[0].shape[:-2] if scales else ()
 
     def apply(self, x: jax.Array) -> jax.Array:
         if self.grid is not None:
             return on_grid(x, self.grid)
+        if self.outer is not None:
+            batch = self.batch_shape
+            tokens = x.reshape(*x.shape[: len(batch)], -1, x.shape[-1])
+            grid = fit(tokens, self.format, -1, len(batch), self.range, outer=(self.outer, None))
+            return on_grid(tokens, grid).reshape(x.shape)
         flat = x.reshape(-1, x.shape[-1])
         return fake_quantize(flat, self.format, axis=-1, range=self.range).reshape(x.shape)
 
