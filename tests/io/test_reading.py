@@ -16,7 +16,8 @@ from qjax.formats import FULL, NF4
 from qjax.io.bitsandbytes import FourBits
 from qjax.io.gpt_oss import read_experts
 from qjax.models import load
-from qjax.models.safetensors import hf_name, write_config
+from qjax.models.configuration import write_config
+from qjax.models.safetensors import hf_name
 from qjax.operators import Quantize
 from qjax.trace.paths import leaves_with_paths
 from tests.io.checkpoints import ARCH, WORDS, parameters
