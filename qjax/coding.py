@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
@@ -81,6 +82,7 @@ def steps(grid: Grid | QArray) -> Steps:
     return scale, None if grid.offset is None else _once(_value(grid.offset))
 
 
+@jax.jit
 def encode(grid: Grid, w: Array, rounding: Rounding | None = None) -> QArray:
     """`w` [batch..., core...] on a fitted grid: codes relative to its stored scales, padded as the grid says."""
 

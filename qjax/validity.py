@@ -9,7 +9,6 @@ from jax import Array
 from jax.core import Tracer
 
 from qjax import blocks
-from qjax.formats import rules
 from qjax.formats.one_of import OneOf
 from qjax.formats.table import Table
 from qjax.qarray import QArray
@@ -66,9 +65,10 @@ def _check_structure(q: QArray, name: str) -> None:
         shape = q.table.shape[:-1]
         if len(shape) != len(allowed) or any(n not in (m, 1) for n, m in zip(shape, allowed, strict=True)):
             raise ValueError(f"{name}: table {q.table.shape} does not fit the blocks {allowed} of {levels} levels")
-        if isinstance(e, OneOf) and bool(jnp.any(q.table >= len(e.elements))):
-            raise ValueError(f"{name}: the table chooses among {len(e.elements)} elements, got {int(jnp.max(q.table))}")
-        if not bool(jnp.all(jnp.isfinite(q.table))) or not bool(jnp.all(jnp.diff(q.table, axis=-1) >= 0)):
+        values = np.asarray(q.table).astype(np.float32)
+        if isinstance(e, OneOf) and np.any(values >= len(e.elements)):
+            raise ValueError(f"{name}: the table chooses among {len(e.elements)} elements, got {int(np.max(values))}")
+        if not np.all(np.isfinite(values)) or not np.all(np.diff(values, axis=-1) >= 0):
             raise ValueError(f"{name}: the table must be finite and ascending")
 
 
@@ -86,7 +86,7 @@ def _check_child(q: QArray, child: Array | QArray, name: str, scale: bool) -> No
     if isinstance(child, QArray):
         _check(child, name, inner=True)
         return
-    value = np.asarray(rules.load(child))
+    value = np.asarray(child).astype(np.float32)
     if not np.all(np.isfinite(value)):
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
         raise ValueError(f"{name}: {value[at]} at {at}; the weights of that block are not finite")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 
+@functools.partial(jax.jit, static_argnames="bits")
 def pack(codes: Array, bits: int) -> Array:
     """Packs integer `codes` [..., n] along the last axis into uint8 [..., ceil(n*bits/8)].
 
@@ -36,6 +39,7 @@ def pack(codes: Array, bits: int) -> Array:
     return packed[..., : -(-n * bits // 8)]
 
 
+@functools.partial(jax.jit, static_argnames=("bits", "n", "signed"))
 def unpack(packed: Array, bits: int, n: int, signed: bool = False) -> Array:
     """The inverse of `pack`: uint8 [..., m] to `n` codes along the last axis, int8 if `signed` else uint8.
 

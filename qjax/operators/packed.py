@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,13 +68,24 @@ def pack(q: QArray, layout: str) -> Packed:
     why = LAYOUTS[layout].refuse(q)
     if why is not None:
         raise ValueError(f"layout {layout!r} does not fit QArray {q.shape}: {why}")
-    return Packed(LAYOUTS[layout].pack(q), q.grid, layout)
+    return Packed(_pack(q, layout), q.grid, layout)
 
 
 def unpack(packed: Packed) -> QArray:
     """The QArray it was made from, bit for bit."""
     grid = packed.grid
-    return QArray(LAYOUTS[packed.layout].unpack(packed.codes, grid), grid.scales, grid.offset, grid.table, grid.meta)
+    codes = _unpack(packed.codes, grid, packed.layout)
+    return QArray(codes, grid.scales, grid.offset, grid.table, grid.meta)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _pack(q: QArray, layout: str) -> jax.Array:
+    return LAYOUTS[layout].pack(q)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _unpack(codes: jax.Array, grid: Grid, layout: str) -> jax.Array:
+    return LAYOUTS[layout].unpack(codes, grid)
 
 
 WHOLE = Implementation(

@@ -17,6 +17,7 @@ from qjax.operators.maps.quantize import Quantize
 from qjax.operators.packed import pack
 from qjax.quantization import bits_per_weight, check, dequantize, fit, quantize, stack_groups, steps
 from qjax.solvers import gptq
+from tests import draw
 
 FOUR = Table("four", (-1.0, -0.25, 0.25, 1.0))
 
@@ -41,7 +42,7 @@ COUNTS = {"per group": (4, 6), "scaled group": (4, 6), "tile": (4, 2), "per chan
 
 
 def weights(*shape: int, seed: int = 0) -> jax.Array:
-    return 3 * jax.random.normal(jax.random.key(seed), shape)
+    return draw.normal(seed, *shape, scale=3.0)
 
 
 def same(a, b):
@@ -59,12 +60,13 @@ def test_batch_axes_pieces_and_disk(name, tmp_path):
     same(qarray.index(q, 1), one)
     same(jax.vmap(lambda w: quantize(w, fmt))(w), q)
     np.testing.assert_array_equal(jax.lax.scan(lambda c, q: (c, dequantize(q)), 0, q)[1], x)
-    np.testing.assert_array_equal(dequantize(qarray.transpose(one)), x[1].T)
-    check(qarray.transpose(one))
-    for axis, ids in ((-1, [5, 0, 0]), (-2, [63, 2, 40, 2])):
-        part = qarray.take(one, jnp.array(ids), axis)
+    outputs, inputs, x = np.array([5, 0, 0]), np.array([63, 2, 40, 2]), np.asarray(x)
+    parts = jax.jit(
+        lambda q, outputs, inputs: (qarray.transpose(q), qarray.take(q, outputs, -1), qarray.take(q, inputs, -2))
+    )(one, jnp.asarray(outputs), jnp.asarray(inputs))
+    for part, want in zip(parts, (x[1].T, x[1][:, outputs], x[1][inputs]), strict=True):
         check(part)
-        np.testing.assert_array_equal(dequantize(part), np.take(x[1], ids, axis))
+        np.testing.assert_array_equal(dequantize(part), want)
     np.testing.assert_array_equal(dispatch.matmul(jnp.eye(64), one), x[1])
     serialization.save(tmp_path / "q", {"q": q})
     same(serialization.load(tmp_path / "q")["q"], q)
@@ -72,12 +74,17 @@ def test_batch_axes_pieces_and_disk(name, tmp_path):
 
 def test_what_is_counted():
     w = weights(64, 6)
-    assert bits_per_weight(quantize(w, FORMATS["cast"])) == 8
-    assert bits_per_weight(quantize(w, FORMATS["wide cast"])) == 12
-    assert bits_per_weight(quantize(w, FORMATS["per channel"])) == 2 + 4 * 32 / 64
-    assert bits_per_weight(quantize(w, FORMATS["per tensor"])) == 2 + 4 * 32 / w.size
-    assert bits_per_weight(quantize(w, FORMATS["scaled group"])) == 2 + (16 + 4 * 32) / 16
-    assert bits_per_weight(quantize(w, FORMATS["scales cast"])) == 4 + 8 / 16
+    bits = {
+        "cast": 8,
+        "wide cast": 12,
+        "per channel": 2 + 4 * 32 / 64,
+        "per tensor": 2 + 4 * 32 / w.size,
+        "scaled group": 2 + (16 + 4 * 32) / 16,
+        "scales cast": 4 + 8 / 16,
+    }
+    for name, expected in bits.items():
+        fmt = FORMATS[name]
+        assert bits_per_weight(jax.eval_shape(lambda w, fmt=fmt: quantize(w, fmt), w)) == expected, name
 
 
 @pytest.mark.parametrize("e", [BF16, FP16, E4M3, E5M2], ids=lambda e: e.name)
@@ -85,28 +92,35 @@ def test_a_cast_of_arrays_is_the_cast_of_numbers(e):
     w = weights(8, 4).at[0, 0].set(jnp.inf).at[1, 1].set(jnp.nan).at[2, 2].set(-1e-30)
     q = quantize(w, Format(e, scale=None))
     assert q.scales == () and steps(q) == (None, None) and q.meta.block == (FULL, FULL)
-    np.testing.assert_array_equal(q.codes, e.encode(w))
-    np.testing.assert_array_equal(dequantize(q), e.round(w))
+    codes, values = jax.jit(lambda w: (e.encode(w), e.round(w)))(w)
+    np.testing.assert_array_equal(q.codes, codes)
+    np.testing.assert_array_equal(dequantize(q), values)
     with pytest.raises(ValueError, match="no finite"):
         check(q, "layers/0/q")
     vector = quantize(w[3], Format(e, scale=None), axis=-1)
-    np.testing.assert_array_equal(dequantize(vector), e.round(w[3]))
+    np.testing.assert_array_equal(dequantize(vector), values[3])
 
 
 def test_a_table_serves_each_channel_and_may_be_shared_by_groups():
     """A table per column and one for all columns, given by hand over grouped scales."""
     w, g = weights(64, 6), 16
     q = quantize(w, Format(FOUR, g, scale="float32"))
-    scale = np.asarray(jnp.repeat(steps(q)[0], g, axis=0))
+    scale = np.repeat(np.asarray(steps(q)[0]), g, axis=0)
+
+    @jax.jit
+    def values_and_parts(q):
+        parts = qarray.take(q, jnp.array([3, 40]), -2), qarray.take(q, jnp.array([5, 1]), -1)
+        return dequantize(q), *map(dequantize, parts)
+
     for shape in ((1, 6), (4, 1), (1, 1)):
-        table = jnp.sort(weights(*shape, 4, seed=1), axis=-1)
+        table = jnp.asarray(np.sort(weights(*shape, 4, seed=1), axis=-1))
         learned = dataclasses.replace(q, table=table)
         check(learned)
         each = np.broadcast_to(np.repeat(np.asarray(table), 4 // shape[0], 0), (4, 6, 4))
         expected = np.take_along_axis(np.repeat(each, g, 0), np.asarray(q.codes)[..., None], -1)[..., 0] * scale
-        np.testing.assert_array_equal(dequantize(learned), expected)
-        np.testing.assert_array_equal(dequantize(qarray.take(learned, jnp.array([3, 40]), -2)), expected[[3, 40]])
-        np.testing.assert_array_equal(dequantize(qarray.take(learned, jnp.array([5, 1]), -1)), expected[:, [5, 1]])
+        got = values_and_parts(learned)
+        for values, want in zip(got, (expected, expected[[3, 40]], expected[:, [5, 1]]), strict=True):
+            np.testing.assert_array_equal(values, want)
     with pytest.raises(ValueError, match=r"does not fit the blocks \(4, 6\)"):
         check(dataclasses.replace(q, table=jnp.broadcast_to(table, (2, 6, 4))))
 

@@ -40,13 +40,13 @@ def coded(e, x) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("name", NEAREST)
 def test_nearest_with_ties_to_the_even_code(name):
     e = element(name)
-    x, levels = numbers(e), e.levels().astype(np.float64)
+    x, levels = np.append(numbers(e), np.float32(-np.inf)), e.levels().astype(np.float64)
     codes, values = coded(e, x)
     middles = (levels[1:] + levels[:-1]) / 2
     below = np.searchsorted(middles, x.astype(np.float64))  # of a tie the lower one
     tie = np.isin(x.astype(np.float64), middles)
     expected = below + (tie & (below % 2 == 1))
-    np.testing.assert_array_equal(codes.astype(np.int64) - int(e.encode(jnp.float32(-np.inf))), expected)
+    np.testing.assert_array_equal(codes.astype(np.int64) - int(codes[-1]), expected)
     np.testing.assert_array_equal(values, levels[expected])
     assert tie.any()
 
@@ -73,11 +73,11 @@ def test_posits_are_the_standards(name):
     patterns = np.arange(2**e.bits)
     values = np.array([posit_numpy.decode(int(p), e.bits, e.es) for p in patterns])
     np.testing.assert_array_equal(e.values(), values)
-    x = np.concatenate([numbers(e), np.float32([np.nan])])
+    x = np.concatenate([numbers(e), np.float32([np.nan, 0.0, -0.0])])
     codes, decoded = coded(e, x)
     np.testing.assert_array_equal(codes, posit_numpy.encode(x, e.bits, e.es))
     np.testing.assert_array_equal(decoded, values[codes.astype(np.int64) % 2**e.bits])
-    np.testing.assert_array_equal(e.encode(jnp.float32([0.0, -0.0])), [0, 0])
+    np.testing.assert_array_equal(codes[-2:], [0, 0])
 
 
 def test_the_sign_of_zero_is_positive():
@@ -89,14 +89,15 @@ def test_the_sign_of_zero_is_positive():
 @pytest.mark.parametrize("name", NEAREST)
 def test_nan_is_the_value_nearest_to_zero(name):
     e = element(name)
-    assert e.round(jnp.float32([np.nan]))[0] == e.round(jnp.float32([0.0]))[0]
+    nan, zero = jax.jit(e.round)(np.float32([np.nan, 0]))
+    assert nan == zero
 
 
 @pytest.mark.parametrize("name", ["q3.4", "posit5es0", "log4"])
 def test_neighbours_enclose(name):
     e = element(name)
     x = probes(e.levels())
-    low, high = map(np.asarray, e.neighbours(x))
+    low, high = map(np.asarray, jax.jit(e.neighbours)(x))
     levels, inside = e.levels(), np.clip(x, e.min, e.max)
     np.testing.assert_array_equal(low, levels[np.searchsorted(levels, inside, "right") - 1])
     np.testing.assert_array_equal(high, levels[np.searchsorted(levels, inside, "left")])
@@ -182,7 +183,7 @@ def test_a_tensor_in_posits_and_fixed_point():
         q = quantize(w, name)
         scale, _ = steps(q)
         unit = np.ones((64, 8), np.float32) if scale is None else np.repeat(np.asarray(scale), 32, axis=0)
-        expected = np.asarray(q.meta.element.round(jnp.asarray(np.asarray(w) / unit))) * unit
+        expected = np.asarray(jax.jit(q.meta.element.round)(np.asarray(w) / unit)) * unit
         np.testing.assert_array_equal(dequantize(q), expected)
         check(q)
 

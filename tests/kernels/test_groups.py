@@ -21,7 +21,7 @@ def test_every_pair_of_codes_survives_packing(lowest, dtype):
     assert back.dtype == pairs.dtype and bool((back == pairs).all())
 
 
-@pytest.mark.parametrize("size", [4, 64, 128])
+@pytest.mark.parametrize("size", [4, 64])
 @pytest.mark.parametrize("packed", [True, False])
 def test_matmul_is_exact_where_sums_are(size, packed):
     """Small integers and power-of-two scales: every order of summation gives the same float32."""
@@ -32,6 +32,8 @@ def test_matmul_is_exact_where_sums_are(size, packed):
     zero = draw.integers(3, 0, 16, K // size, N, dtype=np.float32)
     minimum = draw.integers(4, -4, 4, K // size, N, dtype=np.float32)
     stored = groups.pack_nibbles(codes, 0, size) if packed else codes.reshape(K // size, size, N)
-    for z, m in ((zero, None), (8.0, None), (0.0, minimum)):
-        y = jax.jit(lambda x, z=z, m=m: groups.matmul(x, stored, scale, z, m))(x)
-        assert bool((y == groups.reference(x, stored, scale, z, m)).all())
+    offsets = ((zero, None), (8.0, None), (0.0, minimum))
+    found = jax.jit(lambda x: [groups.matmul(x, stored, scale, z, m) for z, m in offsets])(x)
+    wanted = jax.jit(lambda x: [groups.reference(x, stored, scale, z, m) for z, m in offsets])(x)
+    for y, want in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(y, want)

@@ -69,21 +69,27 @@ MAPS = {
 @pytest.mark.parametrize("name", MAPS)
 def test_matrix_transpose_and_inverse(name, batch):
     T = MAPS[name](*batch)
-    x = normal(9, *batch, 3, K)
-    y = T.apply(x)
-    M, c = T.matrix_shift(K)
+    x, w = normal(9, *batch, 3, K), normal(10, *batch, K, 5)
+    invertible = name not in ("augment", "gather", "frame")
+
+    @jax.jit
+    def run(T, x, w):
+        y = T.apply(x)
+        back = (T.inverse().apply(y), counter(T, w)) if invertible else None
+        return y, T.matrix_shift(K), T.transpose().transpose().apply(x), back
+
+    y, (M, c), linear, back = run(T, x, w)
+    x, w, y, M = map(np.asarray, (x, w, y, M))
     assert T.results(K) == y.shape[-1] and T.features(y.shape[-1]) == K
-    expected = np.asarray(x) @ np.asarray(M) + (0 if c is None else np.asarray(c)[..., None, :])
-    np.testing.assert_allclose(y, expected, atol=1e-5)
-    linear = T.transpose().transpose()
-    np.testing.assert_allclose(linear.apply(x), np.asarray(x) @ np.asarray(M), atol=1e-5)
-    if name in ("augment", "gather", "frame"):
+    np.testing.assert_allclose(y, x @ M + (0 if c is None else np.asarray(c)[..., None, :]), atol=1e-5)
+    np.testing.assert_allclose(linear, x @ M, atol=1e-5)
+    if back is None:
         with pytest.raises(NotInvertible):
             T.inverse()
     else:
-        np.testing.assert_allclose(T.inverse().apply(y), x, atol=1e-4)
-        w = normal(10, *batch, K, 5)
-        np.testing.assert_allclose(np.asarray(y) @ np.asarray(counter(T, w)) if c is None else x @ w, x @ w, atol=1e-4)
+        np.testing.assert_allclose(back[0], x, atol=1e-4)
+        if c is None:
+            np.testing.assert_allclose(y @ np.asarray(back[1]), x @ w, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 12, 20, 28, 36, 64, 96, 576, 1536])
@@ -144,7 +150,7 @@ def test_static_scales_of_channels_and_groups():
         if groups is None:  # a block that does not divide the channels
             groups = np.concatenate([np.full(5, reach[i : i + 5].max()) for i in range(0, 20, 5)])[:16]
         step = groups / np.float32(127)
-        np.testing.assert_allclose(T.apply(jnp.asarray(x)), np.clip(np.rint(x / step), -127, 127) * step, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(T.apply)(x), np.clip(np.rint(x / step), -127, 127) * step, rtol=1e-6)
     with pytest.raises(ValueError, match="points of every channel"):
         Quantize.static(fmt, -1.0, 1.0)
     batched = jax.tree.map(lambda part: jnp.stack([part, 2 * part]), T)

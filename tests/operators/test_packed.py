@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -72,7 +73,7 @@ def test_scan_over_groups_agrees_with_dequantizing(fmt, shape):
     expected = dispatch.product(x, dequantize(q))
     leaves = [q] if LAYOUTS[NIBBLES].refuse(q) else [q, pack(q, NIBBLES)]
     for leaf in leaves:
-        y = dispatch.matmul(x, leaf, implementation="groups")
+        y = jax.jit(lambda x, leaf: dispatch.matmul(x, leaf, implementation="groups"))(x, leaf)
         assert y.shape == expected.shape and y.dtype == x.dtype
         np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5)
 
@@ -87,7 +88,7 @@ def test_words_are_exact_and_the_compiled_kernel_agrees_with_dequantizing(fmt, s
     p = pack(q, WORDS)
     assert same(unpack(p), q) and p.shape == q.shape and p.dtype == q.dtype
     x = weight(*shape[:-2], 3, 2, shape[-2], seed=1)
-    y = dispatch.matmul(x, p, implementation="compiled")
+    y = jax.jit(lambda x, p: dispatch.matmul(x, p, implementation="compiled"))(x, p)
     np.testing.assert_allclose(y, dispatch.product(x, dequantize(q)), rtol=2e-5, atol=2e-5)
 
 
@@ -108,11 +109,9 @@ def test_gradients_reach_activations_and_scales():
     def loss(x, scales, name):
         return (dispatch.matmul(x, QArray(q.codes, scales, None, None, q.meta), implementation=name) ** 2).sum()
 
-    for a, b in zip(
-        jax.tree.leaves(jax.grad(loss, (0, 1))(x, q.scales, "groups")),
-        jax.tree.leaves(jax.grad(loss, (0, 1))(x, q.scales, "dequantize")),
-        strict=True,
-    ):
+    slopes = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
+    found, want = (jax.tree.leaves(slopes(x, q.scales, name)) for name in ("groups", "dequantize"))
+    for a, b in zip(found, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -133,9 +132,8 @@ def test_packed_scans_and_indexes():
     x = weight(2, 64, seed=1)
     for p, how in ((pack(q, NIBBLES), "groups"), (prepare({"w": q})["w"], None)):
         y = jax.lax.scan(lambda x, op, how=how: (dispatch.matmul(x, op, implementation=how), None), x, p)[0]
-        z = x
-        for i in range(3):
-            z = dispatch.matmul(z, dispatch.index(p, i), implementation=how)
+        step = jax.jit(lambda x, p, i, how=how: dispatch.matmul(x, dispatch.index(p, i), implementation=how))
+        z = functools.reduce(lambda x, i, p=p, step=step: step(x, p, i), range(3), x)
         np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-4)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +24,12 @@ ALL = [
     st.Count(),
 ]
 EXACT = {"absmax", "min", "max", "histogram", "log_histogram", "reservoir", "count"}
-X = jnp.asarray(np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32))
-W = jnp.asarray(np.random.default_rng(1).integers(0, 2, 24), jnp.float32)
+X = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32)
+W = np.random.default_rng(1).integers(0, 2, 24).astype(np.float32)
 each = pytest.mark.parametrize("s", ALL, ids=lambda s: s.name)
 
 
+@functools.cache
 class Jitted:
     """A statistic whose update and merge are compiled (eager sorting and scattering compile op by op)."""
 
@@ -74,8 +77,8 @@ def test_order_of_tokens_and_loops(s):
 @each
 def test_weight_zero_hides_a_token_even_if_it_is_nan(s):
     s = Jitted(s)
-    dirty = jnp.where((W > 0)[:, None], X, jnp.nan)
-    same(s, s.update(s.init(6), dirty, W), s.update(s.init(6), X[np.asarray(W) > 0]))
+    dirty = np.where((W > 0)[:, None], X, np.float32(np.nan))
+    same(s, s.update(s.init(6), dirty, W), s.update(s.init(6), X[W > 0]))
 
 
 @each
@@ -87,7 +90,7 @@ def test_batch_axes_are_a_loop(s):
         got = s.update(s.init(6, (2, 2)), x, weights)
         for i, j in np.ndindex(2, 2):
             one = s.update(s.init(6), x[i, j], None if weights is None else weights[i, j])
-            same(s, jax.tree.map(lambda a, i=i, j=j: a[i, j], got), one)
+            same(s, jax.tree.map(lambda a, i=i, j=j: np.asarray(a)[i, j], got), one)
     same(s, s.merge(got, s.init(6, (2, 2))), got)
 
 
@@ -95,13 +98,13 @@ def test_batch_axes_are_a_loop(s):
 def test_hashable_and_half_precision(s):
     assert hash(s) == hash(type(s)(**vars(s))) and isinstance(s, st.Statistic)
     s = Jitted(s)
-    half = X.astype(jnp.bfloat16)
+    half = jnp.asarray(X).astype(jnp.bfloat16)
     same(s, s.update(s.init(6), half), s.update(s.init(6), half.astype(jnp.float32)))
 
 
 def test_values_against_numpy():
     x, w = np.asarray(X, np.float64), np.asarray(W, np.float64)
-    value = {s.name: s.result(s.update(s.init(6), X, W)) for s in ALL}
+    value = {s.name: s.result(Jitted(s).update(s.init(6), X, W)) for s in ALL}
     kept = x[w > 0]
     np.testing.assert_allclose(value["gram"], kept.T @ kept, rtol=1e-5)
     np.testing.assert_array_equal(value["absmax"], np.abs(kept).max(0).astype(np.float32))
@@ -119,12 +122,14 @@ def test_values_against_numpy():
 def test_real_weights_scale_sums():
     w = jnp.linspace(0.5, 2.0, 24, dtype=jnp.float32)
     x, v = np.asarray(X, np.float64), np.asarray(w, np.float64)
-    np.testing.assert_allclose(st.Gram().update(st.Gram().init(6), X, w), (x * v[:, None]).T @ x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        Jitted(ALL[0]).update(ALL[0].init(6), X, w), (x * v[:, None]).T @ x, rtol=1e-5, atol=1e-5
+    )
     mean = st.Mean()
     np.testing.assert_allclose(mean.result(mean.update(mean.init(6), X, w)), v @ x / v.sum(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("features", [512, 576, 1100])
+@pytest.mark.parametrize("features", [512, 1100])
 def test_block_triangle_is_symmetric_and_right(features):
     x = np.random.default_rng(2).normal(size=(2, 9, features)).astype(np.float32)
     w = np.array([[1, 0, 1, 1, 2, 1, 1, 1, 0.5]] * 2, np.float32)
@@ -136,10 +141,8 @@ def test_block_triangle_is_symmetric_and_right(features):
 
 
 def test_cross_gram_pairs_two_streams():
-    s, y = st.CrossGram(), X * 2 + 1
-    np.testing.assert_allclose(
-        s.update(s.init(6), (X, y), W), np.asarray(X * W[:, None]).T @ np.asarray(y), rtol=1e-4, atol=1e-4
-    )
+    s, y = Jitted(st.CrossGram()), X * 2 + 1
+    np.testing.assert_allclose(s.update(s.init(6), (X, y), W), (X * W[:, None]).T @ y, rtol=1e-4, atol=1e-4)
     a, b = s.update(s.init(6), (X[:9], y[:9])), s.update(s.init(6), (X[9:], y[9:]))
     np.testing.assert_allclose(s.merge(a, b), s.update(s.init(6), (X, y)), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="two streams"):
@@ -169,10 +172,10 @@ def test_reservoir_holds_seen_distinct_rows_uniformly():
 def test_histograms_grow_without_a_first_pass():
     """Entries of any size in any order: the counts of the final grid, by numpy from all of them."""
     rng = np.random.default_rng(4)
-    x = (rng.choice([-1, 1], (60, 4)) * np.exp2(rng.uniform(-20, 20, (60, 4)))).astype(np.float32)
+    x = (rng.choice([-1, 1], (63, 4)) * np.exp2(rng.uniform(-20, 20, (63, 4)))).astype(np.float32)
     x[0], x[1], x[2] = [0.0, -0.0, 3e38, -3e38], [1e-30, 1.5, 4.0, -4.0], [np.inf, np.nan, 2.0**-126, 1.0]
-    even, log = (Jitted(s) for s in (st.Histogram(st.Even(16)), st.Histogram(st.Octaves(150, 3), by_channel=True)))
-    for rows in (slice(None), slice(3, None), slice(4, 5)):
+    even, log = map(Jitted, (st.Histogram(st.Even(16)), st.Histogram(st.Octaves(150, 3), by_channel=True)))
+    for rows in (slice(60), slice(3, 63), slice(4, 5)):
         size = np.where(np.isfinite(x[rows]), np.abs(x[rows]), 0)
         exponent = int(np.frexp(size.max())[1])
         for s in (even, log):
@@ -220,7 +223,7 @@ def test_many_equal_entries_are_counted_exactly():
 
 def test_moving_average_in_order():
     s = st.MovingAverage(rate=0.25)
-    batches = [np.asarray(X[i : i + 4]) for i in range(0, 24, 4)]
+    batches = [X[i : i + 4] for i in range(0, 24, 4)]
     update, merge = jax.jit(s.update), jax.jit(s.merge)
     value, low, high = s.init(6), batches[0].min(0), batches[0].max(0)
     parts = [update(s.init(6), b) for b in batches]
