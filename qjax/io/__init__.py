@@ -2,10 +2,11 @@
 
 `save` and `load` are for any tree of ours. `export` writes one of our models as another project's checkpoint; a matrix
 lies there as a `Layout` says, which is data, and a container is a few layouts and the settings that name them.
-`qjax.models.load` reads them back.
+`qjax.models.load` reads them back. `convert` goes from one folder to another without holding the model.
 """
 
+from qjax.io.converting import convert
 from qjax.io.exporting import export
 from qjax.serialization import RecordError, load, save
 
-__all__ = ["RecordError", "export", "load", "save"]
+__all__ = ["RecordError", "convert", "export", "load", "save"]

@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,7 @@ from qjax.io import layout as layouts
 from qjax.io.atomic import atomically
 from qjax.io.container import Container, Stored
 from qjax.io.containers import CONTAINERS
+from qjax.io.layout import Layout
 from qjax.io.tensors import SHARD, write_tensors
 from qjax.models.configuration import write_config
 from qjax.models.decoder import Decoder, unstack_layers
@@ -76,13 +77,17 @@ def export(
     config = write_config(model.arch)
     with atomically(path) as folder:
         folder.mkdir()
-        tensors, settings, dtype = _folder(CONTAINERS[to], leaves, layout)
-        config["dtype"] = dtype
+        made = plan(CONTAINERS[to], leaves, layout)
+        _warn_of_fused(leaves)
+        tensors: dict[str, np.ndarray] = {}
+        for name, node in leaves.items():
+            tensors |= tensors_of(name, node, made)
+        config["dtype"] = made.dtype
         if tokenizer is not None:
             tokenizer.write(folder)
             ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
             config |= {f"{name}_token_id": i for name, i in ids.items()}
-        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": settings}, indent=2))
+        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": made.settings}, indent=2))
         write_tensors(folder, tensors, shard)
 
 
@@ -92,10 +97,20 @@ def _leaves(model: Decoder, qparams: Mapping[str, Any]) -> dict[str, Any]:
     return checked(leaves_with_paths(params), model.arch)
 
 
-def _folder(
-    container: Container, leaves: Mapping[str, Any], layout: str | None
-) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
-    """The tensors of a folder, its `quantization_config`, and the model's dtype."""
+class Plan(NamedTuple):
+    """How a folder will lie: which parameters are quantized, in which layout, the floats' dtype, and the settings."""
+
+    layouts: Mapping[str, Layout]
+    dtype: str
+    settings: dict[str, Any]
+
+
+def plan(container: Container, leaves: Mapping[str, Any], layout: str | None = None) -> Plan:
+    """The plan of a model's parameters by path; their values are not read, so shapes and dtypes serve as well.
+
+    Raises:
+        ValueError: an unknown layout, a leaf that the container cannot hold, or nothing quantized.
+    """
     if layout is not None and layout not in (names := [option.name for option in container.layouts]):
         raise ValueError(f"layout={layout!r} is none of {container.name}: {', '.join(names)}")
     stored: dict[str, Stored] = {}
@@ -111,22 +126,20 @@ def _folder(
             raise ValueError(f"{path} is {node.dtype}; parameters are {', '.join(FLOATS)} or quantized")
     if not stored:
         raise ValueError(f"no parameter is quantized, so there is nothing for {container.name} to hold")
-    dtype = _dtype(stored, plain)
-    _warn_of_fused(leaves)
-    tensors = {}
-    for path, node in leaves.items():
-        name = hf_name(path)
-        if path in stored:
-            written = layouts.write(path, *stored[path], dtype)
-            tensors |= {f"{_module(path)}.{suffix}": tensor for suffix, tensor in written.items()}
-        else:
-            w = np.asarray(node).astype(dtype)
-            tensors[name] = np.ascontiguousarray(w.T if _is_matrix(path, node) else w)
     floats = [_module(path) for path, node in plain.items() if _is_matrix(path, node)]
     if "head" not in leaves:
         floats.append("lm_head")  # tied: a linear module to those who read the settings
     settings = container.settings({_module(path): entry for path, entry in stored.items()}, floats)
-    return tensors, settings, dtype
+    return Plan({path: entry.layout for path, entry in stored.items()}, _dtype(stored, plain), settings)
+
+
+def tensors_of(path: str, node: Any, made: Plan) -> dict[str, np.ndarray]:
+    """The tensors of one parameter, by their names in the folder."""
+    if path in made.layouts:
+        written = layouts.write(path, layouts.as_leaf(path, node), made.layouts[path], made.dtype)
+        return {f"{_module(path)}.{suffix}": tensor for suffix, tensor in written.items()}
+    w = np.asarray(node).astype(made.dtype, copy=False)
+    return {hf_name(path): np.ascontiguousarray(w.T if _is_matrix(path, node) else w)}
 
 
 def _is_matrix(path: str, node: Any) -> bool:
@@ -158,6 +171,6 @@ def _warn_of_fused(leaves: Mapping[str, Any]) -> None:
                 warnings.warn(
                     f"{layer}: {', '.join(names)} have tensor scales of their own; vLLM fuses them under one and would "
                     "compute other values (transformers does not); quantize them with one scale for vLLM",
-                    stacklevel=4,
+                    stacklevel=3,
                 )
                 return

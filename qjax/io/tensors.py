@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -48,6 +49,21 @@ def open_tensors(file: Path) -> dict[str, np.ndarray]:
         low, high = record["data_offsets"]
         tensors[name] = data[start + low : start + high].view(DTYPES[record["dtype"]]).reshape(record["shape"])
     return tensors
+
+
+class Place(NamedTuple):
+    """Where a parameter lies: a tensor of a file, its shape as ours, and whether the file has the transpose."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    transposed: bool = False
+
+    def read(self) -> np.ndarray:
+        """The parameter, copied: the file is mapped for that long, so its pages do not pile up in memory."""
+        tensor = np.array(open_tensors(self.file)[self.name])
+        return tensor.T if self.transposed else tensor
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], shard: int = SHARD) -> None:

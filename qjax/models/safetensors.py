@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from qjax.io.containers import schemes
-from qjax.io.tensors import INDEX, open_tensors
+from qjax.io.tensors import INDEX, Place, open_tensors
 from qjax.models.architecture import Architecture
 from qjax.models.decoder import nest
 from qjax.models.families import FAMILIES, Family, Fused
@@ -86,6 +86,41 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
         inputs, outputs = shapes[path]
         leaves[path] = found.read(module, tensors, (inputs, outputs))
     return nest(checked(leaves, arch))
+
+
+def places(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str, Place]:
+    """Where each parameter of a float checkpoint lies, in the order of its files; nothing is read but their headers.
+
+    Raises:
+        FileNotFoundError: for a missing file or shard.
+        ValueError: a quantized checkpoint, a family that stores several matrices as one, or tensors that are missing,
+            unknown, of another shape or type.
+    """
+    if config.get("quantization_config") is not None:
+        raise ValueError(f"{folder} is quantized already; give the float checkpoint")
+    family, found = FAMILIES[config.get("model_type", "llama")], {}
+    for file in _files(folder):
+        for name, tensor in open_tensors(file).items():
+            if name.endswith(DERIVED) or (arch.tied and name == "lm_head.weight"):
+                continue
+            module, suffix = _module(name)
+            target = _target(family, module)
+            if target is None or suffix not in ("weight", "bias"):
+                raise ValueError(f"the checkpoint has a tensor {name!r} that no parameter of this family answers to")
+            if isinstance(target, Fused) or family.gain_offset or family.skipped_positions:
+                raise ValueError(f"{folder}: {name} is stored in another form than ours; load it, then export")
+            if tensor.dtype.name not in FLOATS:
+                raise ValueError(f"{folder}: {name} is {tensor.dtype.name}, only {', '.join(FLOATS)} are floats")
+            path = {"bias": f"{target}_bias", "weight": target}[suffix]
+            if target.endswith("norm"):
+                path = f"{target}/{'bias' if suffix == 'bias' else 'scale'}"
+            turned = tensor.ndim == 2 and path != "embed" and not family.inputs_first
+            shape = tensor.shape[::-1] if turned else tensor.shape
+            if path in found:
+                raise ValueError(f"{file}: {name} is in another shard too")
+            found[path] = Place(file, name, shape, tensor.dtype, turned)
+    checked(dict(found), arch)
+    return found
 
 
 def hf_name(path: str) -> str:

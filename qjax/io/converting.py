@@ -1,0 +1,189 @@
+"""From a float checkpoint to a quantized one, a matrix at a time: for models that memory does not hold."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from qjax.formats import Format, as_format
+from qjax.io.containers import CONTAINERS
+from qjax.io.exporting import plan, tensors_of
+from qjax.io.tensors import INDEX, Place, open_tensors
+from qjax.models.configuration import read_architecture, write_config
+from qjax.models.loading import find
+from qjax.models.safetensors import places, read_config
+from qjax.quantization import quantize
+from qjax.ranges import Range
+
+BESIDE = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+    *("chat_template.jinja", "generation_config.json"),
+)
+FINGERPRINT = "conversion.json"
+SHARD = 2 * 2**30
+"""Bytes of float tensors whose results share a file: these results are in memory twice while it is written."""
+
+Choice = Format | str | Callable[[str], Format | str | None]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    fmt: Choice,
+    *,
+    to: str = "compressed-tensors",
+    layout: str | None = None,
+    range: Range | None = None,
+    shard: int = SHARD,
+    progress: bool = True,
+) -> None:
+    """Round the kernels of a checkpoint's layers to nearest and write them as `export` would, file by file.
+
+    Only one file of results and one matrix are in memory. Finished files wait in `.<name>.partial` beside `path`; a
+    second call after a kill goes on behind them, and `path` appears when all is there. Floats keep the checkpoint's
+    dtype; its tokenizer files come along. Catalogue U4.
+
+    Args:
+        source: a folder with config.json and safetensors, or a hub id: a float model of the Llama family.
+        path: the folder to write; nothing may be there yet.
+        fmt: the format of every kernel in a layer, or path -> format (None leaves it float); the head may be named so.
+        to: "compressed-tensors", "gptq" or "awq".
+        layout: how matrices lie, where the container knows several; the usual if None.
+        range: estimator of each block's range (`qjax.ranges`); absmax or min-max if None.
+        shard: bytes of float tensors whose results share a file.
+        progress: show a bar.
+
+    Raises:
+        FileExistsError: there is something at `path`.
+        ValueError: an unknown container, a leaf that it cannot hold, a model of another family, or a partial folder
+            that other settings left; names what and the remedy.
+    """
+    if to not in CONTAINERS:
+        raise ValueError(f"to={to!r} is no container that is written file by file; there are {', '.join(CONTAINERS)}")
+    target = Path(path)
+    if target.exists() or target.is_symlink():
+        raise FileExistsError(f"{target} exists; remove it, or convert to another path")
+    folder = find(str(source))
+    config = read_config(folder)
+    arch = read_architecture(config)
+    write_config(arch)  # raises for what is not of the family that is written
+    found = places(folder, arch, config)
+    formats = {p: f for p, place in found.items() if (f := _chosen(fmt, p, place)) is not None}
+    shapes: dict[str, Any] = {p: jax.ShapeDtypeStruct(place.shape, place.dtype) for p, place in found.items()}
+    for p, f in formats.items():
+        shapes[p] = jax.eval_shape(functools.partial(quantize, fmt=f, range=range), shapes[p])
+    made = plan(CONTAINERS[to], shapes, layout)
+    if any(option.name.startswith("nvfp4") for option in made.layouts.values()):
+        warnings.warn(
+            "every matrix gets a tensor scale of its own; vLLM fuses q, k, v and gate, up under one and would compute "
+            "other values (transformers does not)",
+            stacklevel=2,
+        )
+    groups = list(_groups(found, shard))
+
+    partial = target.parent / f".{target.name}.partial"
+    _begin(partial, _fingerprint(found, formats, to, layout, range, shard))
+    with tqdm(total=len(found), desc=f"{folder.name} to {to}", disable=not progress, unit="tensor") as bar:
+        for i, group in enumerate(groups, 1):
+            file = partial / _name(i, len(groups))
+            if not file.exists():
+                tensors: dict[str, np.ndarray] = {}
+                for p in group:
+                    leaf = _leaf(found[p], formats.get(p), range)
+                    tensors |= tensors_of(p, leaf, made)
+                    bar.update()
+                half = file.with_suffix(".half")
+                save_file(tensors, half, metadata={"format": "pt"})
+                os.replace(half, file)
+            else:
+                bar.update(len(group))
+    if len(groups) > 1:
+        (partial / INDEX).write_text(json.dumps(_index(partial, len(groups)), indent=2))
+    kept = {k: v for k, v in config.items() if k != "torch_dtype"}
+    settings = {**kept, "dtype": made.dtype, "quantization_config": made.settings}
+    (partial / "config.json").write_text(json.dumps(settings, indent=2))
+    for name in BESIDE:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, partial / name)
+    (partial / FINGERPRINT).unlink()
+    os.rename(partial, target)
+
+
+def _chosen(fmt: Choice, path: str, place: Place) -> Format | None:
+    """The format of a parameter, None for a float."""
+    if len(place.shape) != 2 or path == "embed":
+        return None
+    if callable(fmt):
+        chosen = fmt(path)
+        return None if chosen is None else as_format(chosen)
+    return as_format(fmt) if path.startswith("layers/") else None
+
+
+def _leaf(place: Place, fmt: Format | None, range: Range | None) -> Any:
+    return place.read() if fmt is None else quantize(jnp.asarray(place.read()), fmt, range=range)
+
+
+def _groups(found: Mapping[str, Place], shard: int) -> Iterator[list[str]]:
+    """Paths in order, of at most `shard` bytes together, or one."""
+    group: list[str] = []
+    size = 0
+    for path, place in found.items():
+        own = math.prod(place.shape) * place.dtype.itemsize
+        if group and size + own > shard:
+            yield group
+            group, size = [], 0
+        group.append(path)
+        size += own
+    yield group
+
+
+def _name(i: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{i:05}-of-{count:05}.safetensors"
+
+
+def _index(partial: Path, count: int) -> dict[str, Any]:
+    where: dict[str, str] = {}
+    total = 0
+    for i in np.arange(1, count + 1).tolist():
+        for name, tensor in open_tensors(partial / _name(i, count)).items():
+            where[name] = _name(i, count)
+            total += tensor.nbytes
+    return {"metadata": {"total_size": total}, "weight_map": where}
+
+
+def _fingerprint(
+    found: Mapping[str, Place], formats: Mapping[str, Format], to: str, layout: str | None, range: Any, shard: int
+) -> dict[str, Any]:
+    """What made the files of a partial folder: another conversion must not go on with them."""
+    files = {str(place.file.resolve()): place.file.stat() for place in found.values()}
+    return {
+        "source": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
+        "formats": {path: repr(f) for path, f in formats.items()},
+        "to": to,
+        "layout": layout,
+        "range": repr(range),
+        "shard": shard,
+    }
+
+
+def _begin(partial: Path, fingerprint: dict[str, Any]) -> None:
+    """The partial folder, new or left by the same conversion."""
+    record = partial / FINGERPRINT
+    if not partial.exists():
+        partial.mkdir(parents=True)
+        record.write_text(json.dumps(fingerprint))
+    elif not record.is_file() or json.loads(record.read_text()) != fingerprint:
+        raise ValueError(f"{partial} was left by a conversion with other settings; remove it to begin anew")
