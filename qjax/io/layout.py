@@ -239,8 +239,9 @@ def _scale_dtype(scale: Array | QArray) -> str:
     if not isinstance(scale, QArray):
         return scale.dtype.name
     inner, plain = scale.scales, scale.offset is None and scale.table is None and scale.meta.element == E4M3
-    one = len(inner) == 1 and isinstance(inner[0], Array) and inner[0].size == 1 and inner[0].dtype == jnp.float32
-    return "float8_e4m3fn" if plain and one else "quantized"
+    if not plain or len(inner) != 1 or isinstance(inner[0], QArray):
+        return "quantized"
+    return "float8_e4m3fn" if inner[0].size == 1 and inner[0].dtype == jnp.float32 else "quantized"
 
 
 def _taken_apart(leaf: Leaf) -> dict[str, np.ndarray]:
