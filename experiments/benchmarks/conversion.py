@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from qjax.io.tensors import shards, write_index
 from qjax.models import Architecture
 from qjax.models.configuration import write_config
 from qjax.models.safetensors import hf_name
@@ -35,29 +36,22 @@ def architecture(layers: int) -> Architecture:
 
 def write(folder: Path, arch: Architecture) -> int:
     """A checkpoint of zeros in files with holes; its bytes."""
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
-    size = total = 0
-    for path, shape in arch.shapes.items():
-        own = 2 * math.prod(shape)
-        if shards[-1] and size + own > SHARD:
-            shards.append({})
-            size = 0
-        shards[-1][hf_name(path)] = shape[::-1] if path != "embed" else shape
-        size, total = size + own, total + own
-    where = {}
-    for i, shard in enumerate(shards, 1):
-        file, header, offset = f"model-{i:05}-of-{len(shards):05}.safetensors", {}, 0
-        for name, shape in shard.items():
-            own = 2 * math.prod(shape)
-            header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + own]}
-            offset += own
-            where[name] = file
+    shapes = {hf_name(path): shape[::-1] if path != "embed" else shape for path, shape in arch.shapes.items()}
+    sizes = {name: 2 * math.prod(shape) for name, shape in shapes.items()}
+    groups = shards(sizes, SHARD)
+    for file, group in groups.items():
+        header, offset = {}, 0
+        for name in group:
+            end = offset + sizes[name]
+            header[name] = {"dtype": "BF16", "shape": list(shapes[name]), "data_offsets": [offset, end]}
+            offset = end
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         with (folder / file).open("wb") as out:
             out.write(len(text).to_bytes(8, "little") + text)
             out.truncate(8 + len(text) + offset)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    total = sum(sizes.values())
+    write_index(folder, groups, total)
     (folder / "config.json").write_text(json.dumps({**write_config(arch), "dtype": "bfloat16"}))
     return total
 

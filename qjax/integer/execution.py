@@ -16,7 +16,7 @@ from jax import Array
 
 from qjax import blocks
 from qjax.formats.integer import Int
-from qjax.operators.narrow_codes import OLDEST_JAX
+from qjax.operators.narrow_codes import refuse_platform
 from qjax.qarray import FULL, QArray
 from qjax.quantization import steps
 
@@ -62,10 +62,9 @@ def integer_matmul(
 
 def _refuse_kernel(x: QArray, w: QArray, bias: Array | None, left: _Side) -> str | None:
     """Why the TPU's kernel cannot multiply them, or None."""
-    if jax.default_backend() != "tpu":
-        return f"it is compiled for tpu, not {jax.default_backend()}"
-    if jax.__version_info__[:2] < OLDEST_JAX:
-        return f"it needs jax {'.'.join(map(str, OLDEST_JAX))} or newer; this is {jax.__version__}"
+    why = refuse_platform(jax.default_backend())
+    if why is not None:
+        return why
     if bias is not None or not all(_centred(q) for q in (x, w)):
         return "it takes signed codes without zero points, and no bias"
     if left.codes.shape[0] > 1:

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from qjax.formats import Format, as_format
 from qjax.io.containers import CONTAINERS
-from qjax.io.exporting import plan, tensors_of
-from qjax.io.tensors import INDEX, Place, open_tensors
+from qjax.io.exporting import FUSES, plan, tensors_of
+from qjax.io.tensors import Place, open_tensors, shards, write_index
 from qjax.models.configuration import read_architecture, write_config
 from qjax.models.loading import find
 from qjax.models.safetensors import places, read_config
@@ -86,40 +86,35 @@ def convert(
     for p, f in formats.items():
         shapes[p] = jax.eval_shape(functools.partial(quantize, fmt=f, range=range), shapes[p])
     made = plan(CONTAINERS[to], shapes, layout)
-    if any(option.name.startswith("nvfp4") for option in made.layouts.values()):
-        warnings.warn(
-            "every matrix gets a tensor scale of its own; vLLM fuses q, k, v and gate, up under one and would compute "
-            "other values (transformers does not)",
-            stacklevel=2,
-        )
-    groups = list(_groups(found, shard))
+    if any("tensor_scale" in option.parts for option in made.layouts.values()):
+        warnings.warn(f"every matrix gets a tensor scale of its own; {FUSES}", stacklevel=2)
+    groups = shards({p: math.prod(place.shape) * place.dtype.itemsize for p, place in found.items()}, shard)
 
     partial = target.parent / f".{target.name}.partial"
     _begin(partial, _fingerprint(found, formats, to, layout, range, shard))
     with tqdm(total=len(found), desc=f"{folder.name} to {to}", disable=not progress, unit="tensor") as bar:
-        for i, group in enumerate(groups, 1):
-            file = partial / _name(i, len(groups))
-            if not file.exists():
-                tensors: dict[str, np.ndarray] = {}
-                for p in group:
-                    leaf = _leaf(found[p], formats.get(p), range)
-                    tensors |= tensors_of(p, leaf, made)
-                    bar.update()
-                half = file.with_suffix(".half")
-                save_file(tensors, half, metadata={"format": "pt"})
-                os.replace(half, file)
-            else:
+        for name, group in groups.items():
+            file = partial / name
+            if file.exists():
                 bar.update(len(group))
-    if len(groups) > 1:
-        (partial / INDEX).write_text(json.dumps(_index(partial, len(groups)), indent=2))
+                continue
+            tensors: dict[str, np.ndarray] = {}
+            for p in group:
+                tensors |= tensors_of(p, _leaf(found[p], formats.get(p), range), made)
+                bar.update()
+            half = file.with_suffix(".half")
+            save_file(tensors, half, metadata={"format": "pt"})
+            os.replace(half, file)
+    written = {name: open_tensors(partial / name) for name in groups}
+    write_index(partial, written, sum(tensor.nbytes for tensors in written.values() for tensor in tensors.values()))
     kept = {k: v for k, v in config.items() if k != "torch_dtype"}
     settings = {**kept, "dtype": made.dtype, "quantization_config": made.settings}
     (partial / "config.json").write_text(json.dumps(settings, indent=2))
     for name in BESIDE:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, partial / name)
-    (partial / FINGERPRINT).unlink()
     os.rename(partial, target)
+    (target / FINGERPRINT).unlink()
 
 
 def _chosen(fmt: Choice, path: str, place: Place) -> Format | None:
@@ -134,34 +129,6 @@ def _chosen(fmt: Choice, path: str, place: Place) -> Format | None:
 
 def _leaf(place: Place, fmt: Format | None, range: Range | None) -> Any:
     return place.read() if fmt is None else quantize(jnp.asarray(place.read()), fmt, range=range)
-
-
-def _groups(found: Mapping[str, Place], shard: int) -> Iterator[list[str]]:
-    """Paths in order, of at most `shard` bytes together, or one."""
-    group: list[str] = []
-    size = 0
-    for path, place in found.items():
-        own = math.prod(place.shape) * place.dtype.itemsize
-        if group and size + own > shard:
-            yield group
-            group, size = [], 0
-        group.append(path)
-        size += own
-    yield group
-
-
-def _name(i: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{i:05}-of-{count:05}.safetensors"
-
-
-def _index(partial: Path, count: int) -> dict[str, Any]:
-    where: dict[str, str] = {}
-    total = 0
-    for i in np.arange(1, count + 1).tolist():
-        for name, tensor in open_tensors(partial / _name(i, count)).items():
-            where[name] = _name(i, count)
-            total += tensor.nbytes
-    return {"metadata": {"total_size": total}, "weight_map": where}
 
 
 def _fingerprint(

@@ -30,6 +30,10 @@ from qjax.trace.paths import leaves_with_paths
 
 FLOATS = ("float32", "bfloat16", "float16")
 # Runtimes fuse these into one matrix, with one global scale.
+FUSES = (
+    "vLLM fuses q, k, v and gate, up under one and would compute other values (transformers does not); quantize them "
+    "with one scale for vLLM"
+)
 FUSED = (("attn/q", "attn/k", "attn/v"), ("ffn/gate", "ffn/up"))
 
 
@@ -169,8 +173,7 @@ def _warn_of_fused(leaves: Mapping[str, Any]) -> None:
             outer = [scale.scales[0] for scale in scales if isinstance(scale, QArray)]
             if len({float(jnp.asarray(a).item()) for a in outer if isinstance(a, Array)}) > 1:
                 warnings.warn(
-                    f"{layer}: {', '.join(names)} have tensor scales of their own; vLLM fuses them under one and would "
-                    "compute other values (transformers does not); quantize them with one scale for vLLM",
+                    f"{layer}: {', '.join(names)} have tensor scales of their own; {FUSES}",
                     stacklevel=3,
                 )
                 return

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,22 +67,34 @@ class Place(NamedTuple):
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], shard: int = SHARD) -> None:
     """`model.safetensors`, or shards of at most `shard` bytes (or one tensor) and their index."""
-    groups: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if groups[-1] and size + tensor.nbytes > shard:
-            groups.append({})
-            size = 0
-        groups[-1][name] = tensor
-        size += tensor.nbytes
+    groups = shards({name: tensor.nbytes for name, tensor in tensors.items()}, shard)
+    for file, group in groups.items():
+        save_file({name: tensors[name] for name in group}, folder / file, metadata={"format": "pt"})
+    write_index(folder, groups, sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def shards(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
+    """File name -> what lies there, in order: of at most `most` bytes together, or one.
+
+    >>> shards({"a": 2, "b": 2, "c": 3}, 4)
+    {'model-00001-of-00002.safetensors': ['a', 'b'], 'model-00002-of-00002.safetensors': ['c']}
+    """
+    groups: list[list[str]] = [[]]
+    total = 0
+    for name, size in sizes.items():
+        if groups[-1] and total + size > most:
+            groups.append([])
+            total = 0
+        groups[-1].append(name)
+        total += size
     if len(groups) == 1:
-        save_file(groups[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    where = {}
-    for i, group in enumerate(groups, 1):
-        file = f"model-{i:05}-of-{len(groups):05}.safetensors"
-        save_file(group, folder / file, metadata={"format": "pt"})
-        where.update(dict.fromkeys(group, file))
-    total = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / INDEX).write_text(json.dumps(index, indent=2))
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def write_index(folder: Path, groups: Mapping[str, Iterable[str]], total: int) -> None:
+    """The index of several files: which tensors lie in each, and the bytes of all. One file needs none."""
+    if len(groups) > 1:
+        where = {name: file for file, names in groups.items() for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))

@@ -6,6 +6,7 @@ What a quantized matrix's tensors mean its container says (`qjax.io.containers`)
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +64,12 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
         raise ValueError(f"{folder} has {len(stored)} tensors, too few for num_hidden_layers={arch.layers}")
     shapes = arch.shapes
     modules: dict[str, dict[str, np.ndarray]] = {}
-    for name, tensor in stored.items():
-        if name.endswith(DERIVED) or (arch.tied and name == "lm_head.weight"):
-            continue
+    for name, tensor in _parts(stored, arch):
         module, suffix = _module(name)
         if suffix != "bias" and _linear(family, module) and scheme(module) is not None:
             modules.setdefault(module, {})[suffix] = tensor
             continue
-        target = _target(family, module)
-        if target is None or suffix not in ("weight", "bias"):
-            raise ValueError(f"the checkpoint has a tensor {name!r} that no parameter of this family answers to")
-        if tensor.dtype.name not in FLOATS:
-            raise ValueError(f"{folder}: {name} is {tensor.dtype.name}, only {', '.join(FLOATS)} can be read as floats")
+        target = _float_target(family, folder, name, tensor)
         leaves |= _parameters(family, arch, target, suffix, jnp.asarray(tensor).astype(jnp.float32))
     for module, tensors in modules.items():
         path, found = _target(family, module), scheme(module)
@@ -100,25 +95,15 @@ def places(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str
         raise ValueError(f"{folder} is quantized already; give the float checkpoint")
     family, found = FAMILIES[config.get("model_type", "llama")], {}
     for file in _files(folder):
-        for name, tensor in open_tensors(file).items():
-            if name.endswith(DERIVED) or (arch.tied and name == "lm_head.weight"):
-                continue
-            module, suffix = _module(name)
-            target = _target(family, module)
-            if target is None or suffix not in ("weight", "bias"):
-                raise ValueError(f"the checkpoint has a tensor {name!r} that no parameter of this family answers to")
+        for name, tensor in _parts(open_tensors(file), arch):
+            target, suffix = _float_target(family, folder, name, tensor), _module(name)[1]
             if isinstance(target, Fused) or family.gain_offset or family.skipped_positions:
                 raise ValueError(f"{folder}: {name} is stored in another form than ours; load it, then export")
-            if tensor.dtype.name not in FLOATS:
-                raise ValueError(f"{folder}: {name} is {tensor.dtype.name}, only {', '.join(FLOATS)} are floats")
-            path = {"bias": f"{target}_bias", "weight": target}[suffix]
-            if target.endswith("norm"):
-                path = f"{target}/{'bias' if suffix == 'bias' else 'scale'}"
-            turned = tensor.ndim == 2 and path != "embed" and not family.inputs_first
-            shape = tensor.shape[::-1] if turned else tensor.shape
+            path = _path(target, suffix)
             if path in found:
                 raise ValueError(f"{file}: {name} is in another shard too")
-            found[path] = Place(file, name, shape, tensor.dtype, turned)
+            turned = _transposed(family, path, tensor)
+            found[path] = Place(file, name, tensor.shape[::-1] if turned else tensor.shape, tensor.dtype, turned)
     checked(dict(found), arch)
     return found
 
@@ -178,6 +163,24 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def _parts(stored: Mapping[str, np.ndarray], arch: Architecture) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors that are parameters."""
+    for name, tensor in stored.items():
+        if not name.endswith(DERIVED) and not (arch.tied and name == "lm_head.weight"):
+            yield name, tensor
+
+
+def _float_target(family: Family, folder: Path, name: str, tensor: np.ndarray) -> str | Fused:
+    """What a float tensor is of."""
+    module, suffix = _module(name)
+    target = _target(family, module)
+    if target is None or suffix not in ("weight", "bias"):
+        raise ValueError(f"the checkpoint has a tensor {name!r} that no parameter of this family answers to")
+    if tensor.dtype.name not in FLOATS:
+        raise ValueError(f"{folder}: {name} is {tensor.dtype.name}, only {', '.join(FLOATS)} can be read as floats")
+    return target
+
+
 def _module(name: str) -> tuple[str, str]:
     """The module of a tensor, and what follows it: bitsandbytes has `weight.absmax` beside `weight`."""
     module, inside, rest = name.partition(".weight.")
@@ -214,13 +217,24 @@ def _parameters(family: Family, arch: Architecture, target: str | Fused, suffix:
             f"{path}_bias" if suffix == "bias" else path: part.T if part.ndim == 2 else part
             for path, part in zip(target.parts, _apart(target, arch, rows), strict=True)
         }
+    path = _path(target, suffix)
+    if path.endswith("/scale"):
+        return {path: w + jnp.float32(family.gain_offset)}
+    if path == "positions":
+        return {path: w[family.skipped_positions :]}
+    return {path: w.T if _transposed(family, path, w) else w}
+
+
+def _path(target: str, suffix: str) -> str:
+    """Our path of a module's weight or bias."""
     if target.endswith("norm"):
-        return {f"{target}/bias": w} if suffix == "bias" else {f"{target}/scale": w + jnp.float32(family.gain_offset)}
-    if suffix == "bias":
-        return {f"{target}_bias": w}
-    if target == "positions":
-        return {target: w[family.skipped_positions :]}
-    return {target: w if w.ndim != 2 or target == "embed" or family.inputs_first else w.T}
+        return f"{target}/bias" if suffix == "bias" else f"{target}/scale"
+    return f"{target}_bias" if suffix == "bias" else target
+
+
+def _transposed(family: Family, path: str, w: Array | np.ndarray) -> bool:
+    """Whether a file has the transpose of our matrix; tables of rows are as they are."""
+    return w.ndim == 2 and path not in ("embed", "positions") and not family.inputs_first
 
 
 def _apart(target: Fused, arch: Architecture, rows: Array) -> list[Array]:

@@ -32,12 +32,20 @@ def refuse(q: QArray, bits: int) -> str | None:
     return group_scaled.refuse(K, N, _group(q.grid, K), bits)
 
 
-def refuse_kernel(packed: Any, tokens: int, platform: str, dtype: Any) -> str | None:
-    """Why the kernel cannot run this leaf, or None."""
+def refuse_platform(platform: str) -> str | None:
+    """Why no kernel for TPUs can run here, or None."""
     if platform != "tpu":
         return f"it is compiled for tpu, not {platform}"
     if jax.__version_info__[:2] < OLDEST_JAX:
         return f"it needs jax {'.'.join(map(str, OLDEST_JAX))} or newer; this is {jax.__version__}"
+    return None
+
+
+def refuse_kernel(packed: Any, tokens: int, platform: str, dtype: Any) -> str | None:
+    """Why the kernel cannot run this leaf, or None."""
+    why = refuse_platform(platform)
+    if why is not None:
+        return why
     if jnp.dtype(dtype) != jnp.bfloat16:
         return f"it takes bfloat16 activations and x is {jnp.dtype(dtype)}"
     return "the weight has batch axes: take one entry at a time" if packed.batch_shape else None

@@ -27,16 +27,9 @@ def quarot(
 
     `clip` is the share of a token's range that its activations keep. None leaves activations or cache in float.
     """
-    weights = {
-        "gptq": lambda: transforms.gptq(format, range=ranges.mse()),
-        "rtn": lambda: transforms.rtn(format, range=ranges.mse()),
-    }
-    if method not in weights:
-        raise ValueError(f"quarot: method {method!r} is neither 'gptq' nor 'rtn'")
-    steps = [transforms.rotate()] if rotated else []
-    steps.append(weights[method]())
-    if activations is not None:
-        steps.append(transforms.act_quantize(activations, range=ranges.shrunk(clip)))
-    if cache is not None:
-        steps.append(transforms.cache_quantize(cache, cache))
-    return transforms.chain(*steps)
+    return transforms.chain(
+        transforms.rotate() if rotated else (),
+        transforms.round_by(method, format, range=ranges.mse()),
+        () if activations is None else transforms.act_quantize(activations, range=ranges.shrunk(clip)),
+        () if cache is None else transforms.cache_quantize(cache, cache),
+    )

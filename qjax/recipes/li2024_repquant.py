@@ -24,9 +24,8 @@ def repquant(
 
     Behind an RMSNorm, which has no bias, `shift=False` keeps the map free.
     """
-    weights = {"gptq": transforms.gptq, "rtn": transforms.rtn}
-    if method not in weights:
-        raise ValueError(f"repquant: method {method!r} is neither 'gptq' nor 'rtn'")
     return transforms.chain(
-        transforms.equal_ranges(shift=shift), weights[method](format), transforms.act_quantize(activations, static=True)
+        transforms.equal_ranges(shift=shift),
+        transforms.round_by(method, format),
+        transforms.act_quantize(activations, static=True),
     )

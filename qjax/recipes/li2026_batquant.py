@@ -30,4 +30,4 @@ def batquant(
         clip=True,
         stream="float",
     )
-    return transforms.chain(learned, *([] if activations is None else [transforms.act_quantize(activations)]))
+    return transforms.chain(learned, () if activations is None else transforms.act_quantize(activations))

@@ -18,9 +18,8 @@ def llm_fp4(
     bits: int | None = 2,
 ) -> Chain:
     """Shift exponents of `bits` bits (None: do not), round the weights, then their inputs. Catalogue G14."""
-    first = [] if bits is None else [transforms.shift_exponents(bits)]
     return transforms.chain(
-        *first,
+        () if bits is None else transforms.shift_exponents(bits),
         transforms.rtn(format),
         transforms.act_quantize(activations, static=True, range=ranges.mse()),
     )

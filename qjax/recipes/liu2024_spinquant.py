@@ -26,14 +26,9 @@ def spinquant(
 
     None leaves the cache in float.
     """
-    weights = {"gptq": transforms.gptq, "rtn": transforms.rtn}
-    if method not in weights:
-        raise ValueError(f"spinquant: method {method!r} is neither 'gptq' nor 'rtn'")
-    chosen = [
+    return transforms.chain(
         transforms.learn_rotation(activations, None if method == "gptq" else format, steps=steps, rate=rate),
-        weights[method](format, range=ranges.mse()),
+        transforms.round_by(method, format, range=ranges.mse()),
         transforms.act_quantize(activations),
-    ]
-    if cache is not None:
-        chosen.append(transforms.cache_quantize(cache, cache))
-    return transforms.chain(*chosen)
+        () if cache is None else transforms.cache_quantize(cache, cache),
+    )

@@ -33,4 +33,4 @@ def affinequant(
         steps=steps,
         clip=True,
     )
-    return transforms.chain(learned, *([] if activations is None else [transforms.act_quantize(activations)]))
+    return transforms.chain(learned, () if activations is None else transforms.act_quantize(activations))

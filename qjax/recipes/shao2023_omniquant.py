@@ -36,4 +36,4 @@ def omniquant(
         clip=True,
         augmented=augmented,
     )
-    return transforms.chain(learned, *([] if activations is None else [transforms.act_quantize(activations)]))
+    return transforms.chain(learned, () if activations is None else transforms.act_quantize(activations))

@@ -13,6 +13,4 @@ from qjax.transforms.contract import Chain
 
 def flexgen(format: str = "int4_g64_minimum", cache: str | None = "int4_g64_minimum") -> Chain:
     """Rounded weights and a rounded cache; None leaves that in float. Catalogue G22."""
-    return transforms.chain(
-        transforms.rtn(format), *([] if cache is None else [transforms.cache_quantize(cache, cache)])
-    )
+    return transforms.chain(transforms.rtn(format), () if cache is None else transforms.cache_quantize(cache, cache))

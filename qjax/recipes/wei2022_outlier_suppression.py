@@ -19,5 +19,5 @@ def outlier_suppression(
     migrated: bool = True,
 ) -> Chain:
     """Gains out of the norms (unless not `migrated`), rounded weights, static ranges by tokens. Catalogue G6."""
-    first = [transforms.migrate_gains()] if migrated else []
-    return transforms.chain(*first, transforms.rtn(format), transforms.token_clip(activations, step=step, most=most))
+    first = transforms.migrate_gains() if migrated else ()
+    return transforms.chain(first, transforms.rtn(format), transforms.token_clip(activations, step=step, most=most))

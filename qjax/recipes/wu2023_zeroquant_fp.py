@@ -15,5 +15,5 @@ def zeroquant_fp(
     format: str = "fp4_e2m1_g256_rceil_e8m0", activations: str = "fp8_e4m3", rank: int | None = 8
 ) -> Chain:
     """GPTQ in a float format, a correction of `rank` (None: no), rounded inputs. Catalogue G2."""
-    correction = [] if rank is None else [transforms.low_rank(rank, store="int8")]
-    return transforms.chain(transforms.gptq(format), *correction, transforms.act_quantize(activations))
+    correction = () if rank is None else transforms.low_rank(rank, store="int8")
+    return transforms.chain(transforms.gptq(format), correction, transforms.act_quantize(activations))

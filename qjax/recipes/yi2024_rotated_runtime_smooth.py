@@ -25,9 +25,9 @@ def rotated_runtime_smooth(
 
     `rotated=False` is the paper's Runtime Smooth alone; None leaves the cache in float.
     """
-    weights = {"gptq": transforms.gptq, "rtn": transforms.rtn}
-    if method not in weights:
-        raise ValueError(f"rotated_runtime_smooth: method {method!r} is neither 'gptq' nor 'rtn'")
-    steps = [transforms.rotate()] if rotated else []
-    steps += [weights[method](format, range=ranges.mse()), transforms.runtime_smooth(activations, group=group)]
-    return transforms.chain(*steps, *([] if cache is None else [transforms.cache_quantize(cache, cache)]))
+    return transforms.chain(
+        transforms.rotate() if rotated else (),
+        transforms.round_by(method, format, range=ranges.mse()),
+        transforms.runtime_smooth(activations, group=group),
+        () if cache is None else transforms.cache_quantize(cache, cache),
+    )

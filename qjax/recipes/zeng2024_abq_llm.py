@@ -38,4 +38,4 @@ def abq_llm(
         corrected=corrected,
         distance=squared_distance_and_cosine,
     )
-    return transforms.chain(learned, *([] if activations is None else [transforms.act_quantize(activations)]))
+    return transforms.chain(learned, () if activations is None else transforms.act_quantize(activations))

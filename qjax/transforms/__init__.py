@@ -68,4 +68,5 @@ from qjax.transforms.token_clipping import token_clip as token_clip
 from qjax.transforms.tuning import fine_tune as fine_tune
 from qjax.transforms.weights import gptaq as gptaq
 from qjax.transforms.weights import gptq as gptq
+from qjax.transforms.weights import round_by as round_by
 from qjax.transforms.weights import rtn as rtn

@@ -13,7 +13,7 @@ from qjax.operators import KeepBeyond, KeepLargest, Quantize
 from qjax.ranges import Range
 from qjax.statistics import Histogram, Points, Statistic, as_statistic
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
-from qjax.transforms.leaves import Core, transport
+from qjax.transforms.leaves import Core, refuse_rounded, transport
 
 
 def act_quantize(
@@ -70,8 +70,7 @@ def act_quantize(
         params, rows = {}, {}
         for path in stage.targets:
             core = Core.of(stage.params[path], stage.uses[path])
-            if any(m.nonlinear for m in core.maps):
-                raise ValueError(f"{path}: its input is quantized already; one act_quantize a leaf")
+            refuse_rounded(path, core)
             if static:
                 points = _points(path, core.maps, stage.statistics[path], summary)
                 rounding = Quantize.calibrated(f, *(points.pooled() if f.tensor else points.channels()), range=range)

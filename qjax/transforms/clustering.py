@@ -9,9 +9,8 @@ from qjax.formats import FULL, Format, as_format
 from qjax.operators import Permute, Quantize
 from qjax.operators.operator import batched
 from qjax.solvers.channel_clusters import by_range, shared_ends
-from qjax.statistics import Points
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
-from qjax.transforms.leaves import Core, transport
+from qjax.transforms.leaves import Core, channel_ends, refuse_rounded
 
 
 def reorder_channels(clusters: int = 32) -> Transform:
@@ -27,15 +26,12 @@ def reorder_channels(clusters: int = 32) -> Transform:
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
         del key
-        first = stage.targets[0]
         low, high = _ends(stage, clusters)
 
         def order(low: jax.Array, high: jax.Array) -> jax.Array:
             return jnp.argsort(by_range(low, high, count=clusters), stable=True).astype(jnp.int32)
 
-        batch = Core.of(stage.params[first], stage.uses[first]).matrix.shape[:-2]
-        low, high = (jnp.broadcast_to(end, (*batch, end.shape[-1])) for end in (low, high))
-        m = Permute(batched(order, len(batch))(low, high))
+        m = Permute(batched(order, low.ndim - 1)(low, high))
         return Edit(equivalence=dict.fromkeys(stage.targets, m))
 
     return stateless(f"reorder_channels {clusters}", "inputs", edit, Needs(statistics=("min", "max")))
@@ -68,8 +64,7 @@ def cluster_quantize(fmt: Format | str = "int4_input_affine", clusters: int = 32
         params = {}
         for path in stage.targets:
             core = Core.of(stage.params[path], stage.uses[path])
-            if any(m.nonlinear for m in core.maps):
-                raise ValueError(f"{path}: its input is quantized already; one act_quantize a leaf")
+            refuse_rounded(path, core)
             params[path] = core.behind(rounding).leaf()
         rows = {path: {"format": f"input {f.name} in {clusters} clusters"} for path in stage.targets}
         return Edit(params=params, rows=rows)
@@ -80,12 +75,10 @@ def cluster_quantize(fmt: Format | str = "int4_input_affine", clusters: int = 32
 def _ends(stage: Stage, clusters: int) -> tuple[jax.Array, jax.Array]:
     """Least and largest value of each channel that meets the cores, [batch..., K]."""
     first = stage.targets[0]
-    core, measured = Core.of(stage.params[first], stage.uses[first]), stage.statistics[first]
-    points = Points.extremes(measured["min"], measured["max"])
-    points = transport(first, core.maps, {"min and max": points})["min and max"]
-    if clusters > points.low.shape[-1]:
-        raise ValueError(f"{first}: {clusters} clusters of its {points.low.shape[-1]} inputs; give fewer")
-    return points.low[..., 0, :], points.high[..., 0, :]
+    low, high = channel_ends(first, Core.of(stage.params[first], stage.uses[first]), stage.statistics[first])
+    if clusters > low.shape[-1]:
+        raise ValueError(f"{first}: {clusters} clusters of its {low.shape[-1]} inputs; give fewer")
+    return low, high
 
 
 def _check(name: str, clusters: int) -> None:

@@ -18,12 +18,11 @@ from qjax.qarray import QArray
 from qjax.quantization import bits_per_weight, encode, fake_quantize
 from qjax.reconstruct import minimize, squared_distance
 from qjax.reconstruct.straight import block_scales, project, scaled_grid
-from qjax.statistics import Points
 from qjax.trace.paths import named_key
 from qjax.trace.use import Use
 from qjax.transforms.contract import Edit, Needs, Stage, Transform
 from qjax.transforms.edits import countered
-from qjax.transforms.leaves import Core, float_core, transport
+from qjax.transforms.leaves import Core, channel_ends, float_core
 from qjax.transforms.map_rules import MapRule
 from qjax.transforms.scaling import bare, by_input
 
@@ -86,12 +85,10 @@ def learn_maps(
         groups = by_input(stage)
         place = {path: i for i, path in enumerate(stage.params)}
         maps = {}
-        for g, paths in groups.items():
-            if rule is None:
-                break
-            core, w = cores[paths[0]]
-            low, high = (jnp.broadcast_to(end, w.shape[:-1]) for end in _ends(paths[0], core, stage))
-            maps[g] = rule.init(low, high, [cores[p][1] for p in paths], named_key(key, paths[0]))
+        if rule is not None:
+            for g, paths in groups.items():
+                low, high = channel_ends(paths[0], cores[paths[0]][0], stage.statistics[paths[0]])
+                maps[g] = rule.init(low, high, [cores[p][1] for p in paths], named_key(key, paths[0]))
         clips = {}
         if clip:
             for p, (_, w) in cores.items():
@@ -152,14 +149,6 @@ def separate_rates(maps: float, clips: float) -> optax.GradientTransformation:
         "clips": optax.adamw(clips, weight_decay=0.0),
     }
     return optax.multi_transform(rates, {"maps": "maps", "clips": "clips"})
-
-
-def _ends(path: str, core: Core, stage: Stage) -> tuple[jax.Array, jax.Array]:
-    """Least and largest value of each channel that meets a core, [batch..., K]."""
-    measured = stage.statistics[path]
-    points = Points.extremes(measured["min"], measured["max"])
-    points = transport(path, core.maps, {"min and max": points})["min and max"]
-    return points.low[..., 0, :], points.high[..., 0, :]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -104,6 +104,20 @@ def refuse_quantized(path: str, matrix: Any) -> None:
         )
 
 
+def refuse_rounded(path: str, core: Core) -> None:
+    """ValueError for a core whose input is rounded before it meets it."""
+    if any(m.nonlinear for m in core.maps):
+        raise ValueError(f"{path}: its input is quantized already; round the inputs of a leaf once")
+
+
+def channel_ends(path: str, core: Core, statistics: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Least and largest value of each channel that meets the core, [batch..., K], from "min" and "max" of x."""
+    points = Points.extremes(statistics["min"], statistics["max"])
+    points = transport(path, core.maps, {"min and max": points})["min and max"]
+    shape = core.matrix.shape[:-1]
+    return jnp.broadcast_to(points.low[..., 0, :], shape), jnp.broadcast_to(points.high[..., 0, :], shape)
+
+
 def transport(path: str, maps: tuple[Any, ...], statistics: Mapping[str, Any]) -> dict[str, Any]:
     """Statistics of x as statistics of T(x) for the maps in front of a core (Gram H of x @ M: M^T H M).
 

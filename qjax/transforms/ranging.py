@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from qjax.operators import Composed, Diag, Map, Shift
-from qjax.statistics import Points
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
-from qjax.transforms.leaves import float_core, transport
+from qjax.transforms.leaves import channel_ends, float_core
 
 
 def equal_ranges(*, shift: bool = True) -> Transform:
@@ -65,9 +64,5 @@ def shift_exponents(bits: int = 2) -> Transform:
 def _ends(stage: Stage) -> tuple[jax.Array, jax.Array]:
     """Least and largest value of each channel that meets the cores, [batch..., K]."""
     first = stage.targets[0]
-    core, w = float_core(first, stage.params[first], stage.uses[first])
-    measured = stage.statistics[first]
-    points = Points.extremes(measured["min"], measured["max"])
-    points = transport(first, core.maps, {"min and max": points})["min and max"]
-    low, high = (jnp.broadcast_to(end[..., 0, :], w.shape[:-1]) for end in (points.low, points.high))
-    return low, high
+    core, _ = float_core(first, stage.params[first], stage.uses[first])
+    return channel_ends(first, core, stage.statistics[first])

@@ -7,7 +7,7 @@ import jax
 from qjax.formats import Format
 from qjax.operators import RuntimeSmooth
 from qjax.transforms.contract import Edit, Stage, Transform, stateless
-from qjax.transforms.leaves import Core
+from qjax.transforms.leaves import Core, refuse_rounded
 
 
 def runtime_smooth(fmt: Format | str = "int4", *, group: int = 128) -> Transform:
@@ -26,8 +26,7 @@ def runtime_smooth(fmt: Format | str = "int4", *, group: int = 128) -> Transform
         params = {}
         for path in stage.targets:
             core = Core.of(stage.params[path], stage.uses[path])
-            if any(m.nonlinear for m in core.maps):
-                raise ValueError(f"{path}: its input is quantized already; one act_quantize or runtime_smooth a leaf")
+            refuse_rounded(path, core)
             params[path] = core.behind(rounding).leaf()
         label = {"format": f"input {rounding.format.name} smoothed in groups of {group}"}
         return Edit(params=params, rows=dict.fromkeys(stage.targets, label))

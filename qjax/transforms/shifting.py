@@ -9,9 +9,8 @@ from qjax.formats import Format, as_format
 from qjax.operators import Composed, Diag, Shift
 from qjax.operators.operator import batched
 from qjax.solvers import shift_and_scale as solver
-from qjax.statistics import Points
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
-from qjax.transforms.leaves import float_core, transport
+from qjax.transforms.leaves import channel_ends, float_core
 from qjax.transforms.samples import SAMPLE, tokens
 
 
@@ -41,10 +40,7 @@ def shift_and_scale(weights: Format | str, inputs: Format | str, *, points: int 
         first = stage.targets[0]
         core, w = cores[first]
         x, there = tokens(first, core, stage)
-        measured = stage.statistics[first]
-        ends = Points.extremes(measured["min"], measured["max"])
-        ends = transport(first, core.maps, {"min and max": ends})["min and max"]
-        low, high = (jnp.broadcast_to(end[..., 0, :], w.shape[:-1]) for end in (ends.low, ends.high))
+        low, high = channel_ends(first, core, stage.statistics[first])
 
         def search(ws: list[jax.Array], *data: jax.Array) -> solver.Migration:
             return solver.search(ws, *data, weights=w_format, inputs=x_format, points=points, shift=shift)

@@ -16,7 +16,7 @@ from qjax.quantization import fit
 from qjax.ranges.quantiles import upper_quantile
 from qjax.statistics import Points, Reservoir
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
-from qjax.transforms.leaves import Core, transport
+from qjax.transforms.leaves import Core, refuse_rounded, transport
 
 DRAWN, LARGEST = Reservoir(256), Reservoir(64, largest=True)
 
@@ -69,8 +69,7 @@ def token_clip(fmt: Format | str = "int6_tensor_affine", *, step: float = 0.01, 
         first = stage.targets[0]
         cores = {p: Core.of(stage.params[p], stage.uses[p]) for p in stage.targets}
         for path, core in cores.items():
-            if any(m.nonlinear for m in core.maps):
-                raise ValueError(f"{path}: its input is quantized already; one act_quantize or token_clip a leaf")
+            refuse_rounded(path, core)
         x, weights = _tokens(first, cores[first], stage)
         dense = [jnp.asarray(dispatch.dense(core.matrix)).astype(jnp.float32) for core in cores.values()]
         ws = [w.reshape(-1, *w.shape[-2:]) for w in dense]

@@ -29,6 +29,17 @@ def rtn(fmt: Format | str, *, range: Any = None) -> Transform:
     return quantize_with(solvers.rtn, fmt, range=range)
 
 
+def round_by(method: Literal["gptq", "rtn"], fmt: Format | str, *, range: Any = None) -> Transform:
+    """`gptq` or `rtn` by name: the weights of recipes whose papers have both.
+
+    Raises ValueError for any other name.
+    """
+    methods = {"gptq": gptq, "rtn": rtn}
+    if method not in methods:
+        raise ValueError(f"method {method!r} is neither 'gptq' nor 'rtn'")
+    return methods[method](fmt, range=range)
+
+
 def gptq(
     fmt: Format | str,
     *,
