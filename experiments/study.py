@@ -29,6 +29,7 @@ from tqdm import tqdm
 import qjax
 from experiments import errors, outliers, provenance, store, subject, sweep
 from qjax import data, evaluate
+from qjax.metrics import next_token_loss
 from qjax.trace.stages import CannotCut
 
 ROW_FIELDS = (
@@ -131,7 +132,8 @@ class Study:
             with self.timed(row.name, "quantize", replicate):
                 program, report = qjax.run(
                     self.chains[row.name], self.subject.model, weights, self.sample(replicate),
-                    key=key, schedule=self.config["schedule"], checkpoint=str(self.folder / "state"), progress=True,
+                    key=key, schedule=self.config["schedule"], loss=_loss(self.chains[row.name]),
+                    checkpoint=str(self.folder / "state"), progress=True,
                 )  # fmt: skip
             params = program.params if isinstance(program, qjax.Program) else program
             targets = list(report.targets)
@@ -223,3 +225,9 @@ class Study:
 
 def _bar(name: str) -> Any:
     return lambda batches: tqdm(batches, desc=f"  {name}: evaluate", unit="batch", leave=False)
+
+
+def _loss(chain: Any) -> Any:
+    """The language model's own loss, for chains of which a transform asks for one."""
+    asking = any(t.needs.loss or t.needs.sensitivity == "loss" for t in chain)
+    return next_token_loss if asking else None

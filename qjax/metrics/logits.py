@@ -22,6 +22,20 @@ def kl_divergence(logits: Array, reference: Array) -> Array:
     return jnp.maximum(jnp.sum(terms, axis=-1), jnp.float32(0))
 
 
+def next_token_loss(logits: Array, tokens: Array) -> Array:
+    """Mean over positions of -log p(the token that follows), float32: logits [B, T, vocabulary], tokens [B, T] ints.
+
+    The loss of a language model, for `qjax.run(..., loss=next_token_loss)`.
+
+    >>> round(float(next_token_loss(jnp.zeros((1, 3, 8)), jnp.array([[1, 2, 3]]))), 4)  # log 8
+    2.0794
+    """
+    if logits.shape[:-1] != tokens.shape:
+        raise ValueError(f"logits {logits.shape} and tokens {tokens.shape} do not fit; give [B, T, vocabulary], [B, T]")
+    log_p = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
+    return -jnp.mean(jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1))
+
+
 def top1_flips(logits: Array, reference: Array) -> Array:
     """Share of positions whose most likely token differs: [..., vocabulary] twice to a float32 scalar."""
     _same(logits, reference)

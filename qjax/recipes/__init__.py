@@ -22,6 +22,7 @@ from qjax.recipes.dettmers2023_spqr import spqr
 from qjax.recipes.ding2023_cbq import cbq
 from qjax.recipes.frantar2022_gptq import gptq
 from qjax.recipes.frantar2022_obq import obq
+from qjax.recipes.gordon2023_eptq import eptq
 from qjax.recipes.guo2024_decoupleq import decoupleq
 from qjax.recipes.guo2024_gptqt import gptqt
 from qjax.recipes.huang2025_milo import milo
@@ -107,6 +108,7 @@ __all__ = [
     "decoupleq",
     "duquant",
     "eora",
+    "eptq",
     "faq",
     "flatquant",
     "flexgen",

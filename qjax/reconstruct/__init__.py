@@ -8,9 +8,11 @@ from qjax.reconstruct.adaround import AdaRound
 from qjax.reconstruct.bounds import bounded, sign_descent
 from qjax.reconstruct.distances import (
     distribution_distance,
+    sample_weights,
     squared_distance,
     squared_distance_and_cosine,
     squared_distance_and_kl,
+    weighted_squared_distance,
 )
 from qjax.reconstruct.distilled import distill
 from qjax.reconstruct.engine import Minimum, mean_loss, minimize
@@ -37,8 +39,10 @@ __all__ = [
     "mean_loss",
     "minimize",
     "progressive_rounding",
+    "sample_weights",
     "sign_descent",
     "squared_distance",
     "squared_distance_and_cosine",
     "squared_distance_and_kl",
+    "weighted_squared_distance",
 ]

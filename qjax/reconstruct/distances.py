@@ -14,6 +14,31 @@ def squared_distance(outputs: Any, targets: Any) -> jax.Array:
     return _total(jnp.mean(jnp.square(a - b)) for a, b in _pairs(outputs, targets))
 
 
+def weighted_squared_distance(outputs: Any, targets: Any, weights: Any) -> jax.Array:
+    """Sum over leaves of the mean of weight times squared difference; `weights` is a tree of the same structure."""
+    triples = zip(*map(jax.tree.leaves, (outputs, targets, weights)), strict=True)
+    return _total(
+        jnp.mean(w * jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)))
+        for a, b, w in triples
+        if jnp.issubdtype(a.dtype, jnp.floating)
+    )
+
+
+def sample_weights(sensitivities: Any) -> Any:
+    """One weight a sample for leaves [samples, ..., channels]: the largest over channels of the mean between them.
+
+    EPTQ's sample-layer attention (arXiv:2309.11531; catalogue D9), of the squared slopes of a model's outputs; leaves
+    of fewer axes keep their own.
+    """
+
+    def one(s: jax.Array) -> jax.Array:
+        if s.ndim < 2:
+            return s
+        return jnp.max(jnp.mean(s, axis=tuple(range(1, s.ndim - 1)), keepdims=True), axis=-1, keepdims=True)
+
+    return jax.tree.map(one, sensitivities)
+
+
 def squared_distance_and_kl(outputs: Any, targets: Any) -> jax.Array:
     """`squared_distance` plus KL(softmax(target) || softmax(output)) over features, mean over tokens (CBQ, eq. 8)."""
 

@@ -38,7 +38,10 @@ class Needs(NamedTuple):
         paired: also measure `statistics` on the float stream (mean shifts).
         streams: also keep, per batch, the stage's inputs and its reference inputs and outputs.
         loss: the stage must offer `loss` (model scope).
-        window: number of consecutive blocks in a stage (window scope).
+        window: number of consecutive blocks in a stage (window scope); None for all blocks of the model.
+        inner: the stage puts out what each of its blocks does, as a tuple (window scope).
+        sensitivity: also measure `Stage.sensitivities` (with `streams`): of the "loss" given to `run`, or of the
+            "outputs" of the model, which takes no labels.
     """
 
     statistics: tuple[str | Statistic, ...] = ()
@@ -46,7 +49,9 @@ class Needs(NamedTuple):
     paired: bool = False
     streams: bool = False
     loss: bool = False
-    window: int = 1
+    window: int | None = 1
+    inner: bool = False
+    sensitivity: Literal["loss", "outputs"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Stage:
             Equal stages hold the same `fn`, so a program built on it is compiled once for all of them.
         inputs, reference_inputs, reference_outputs: one entry a calibration batch (`Needs.streams`); at model scope
             `inputs` are the batches themselves.
+        sensitivities: like `reference_outputs`, how much each number of them matters in the float model: the square of
+            the loss's slope, or the mean square over the model's outputs' slopes (`Needs.sensitivity`); 0 for integers.
         loss: (leaves, input) -> scalar, at model scope when `run` was given a loss; leaves as for `fn`.
     """
 
@@ -82,6 +89,7 @@ class Stage:
     inputs: Sequence[Any] = ()
     reference_inputs: Sequence[Any] = ()
     reference_outputs: Sequence[Any] = ()
+    sensitivities: Sequence[Any] = ()
     loss: Callable[[tuple[Any, ...], Any], jax.Array] | None = None
     topology: Topology | None = None
 

@@ -157,12 +157,12 @@ def run(
         model = _with_taps(fn, working.taps)
         batches_read = batches if p.needs_data else batches[:1]
         if p.schedule == "whole":
-            blocks, inputs = (whole(model, params),), list(batches_read)
+            blocks, inputs, finish = (whole(model, params),), list(batches_read), _itself
         else:
-            blocks, begin = cut(model, params, batches[0], by)
+            blocks, begin, finish = cut(model, params, batches[0], by)
             inputs = [begin(b) for b in batches_read]
         streams = Streams(inputs, list(inputs) if needs_reference(p.transforms) else None)
-        settings = Settings(stream, within, jax.random.fold_in(key, n), weights, loss, wiring)
+        settings = Settings(stream, within, jax.random.fold_in(key, n), weights, loss, wiring, batches_read, finish)
         bar = tqdm(total=len(blocks), desc=f"pass {n + 1} of {len(planned.passes)}", disable=not progress, unit="block")
         before = working
         working = sliced(working, blocks)
@@ -181,6 +181,10 @@ def run(
         result = Program(result, dict(working.taps), working.prefix)
     seconds = time.perf_counter() - begun
     return result, Report(tuple(rows), planned.targets, planned.excluded, dict(working.plan), str(planned), seconds)
+
+
+def _itself(outputs: Any) -> Any:
+    return outputs
 
 
 def _with_taps(fn: Callable[..., Any], taps: Mapping[str, Any]) -> Callable[[Any, Any], Any]:

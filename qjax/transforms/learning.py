@@ -14,13 +14,21 @@ import optax
 from qjax.operators import Latent
 from qjax.qarray import QArray
 from qjax.quantization import bits_per_weight
-from qjax.reconstruct import Rule, mean_loss, minimize, squared_distance
+from qjax.reconstruct import (
+    Rule,
+    mean_loss,
+    minimize,
+    sample_weights,
+    squared_distance,
+    weighted_squared_distance,
+)
 from qjax.reconstruct.distances import floating
 from qjax.reconstruct.rule import latents, rule_of, settled, with_variables
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
 from qjax.transforms.leaves import Core, refuse_quantized, transport
 
 Distance = Callable[[Any, Any], jax.Array]
+Weighting = Literal["fisher", "label_free"]
 
 
 def learn(
@@ -29,8 +37,9 @@ def learn(
     optimizer: optax.GradientTransformation,
     steps: int,
     scope: Literal["leaf", "block", "window"] = "block",
-    window: int = 2,
+    window: int | None = 2,
     distance: Distance = squared_distance,
+    weighting: Weighting | None = None,
 ) -> Transform:
     """Round each target by a learned rule (`AdaRound`, `SignRound`, `FlexRound`, `AdaQuant`, `LoRARounding`).
 
@@ -44,20 +53,34 @@ def learn(
         steps: number of updates a stage, each on one calibration batch.
         scope: "leaf" minimizes tr(E^T H E) of one matrix from its Gram matrix H; "block" the error of a block's
             output; "window" that of `window` blocks in a row, a block being learned again in every window it is in.
-        window: blocks in a window.
+        window: blocks in a window; None for all of the model as one.
         distance: (outputs, targets) -> scalar, for block and window.
+        weighting: what the squared distance is weighted by, for block and window. "fisher": the squared slope of the
+            loss given to `run` by each number, in the float model (BRECQ; catalogue D4). "label_free": one weight a
+            sample and block, from the slopes of the model's outputs; a window then looks at what each of its blocks
+            puts out, not at the last alone (EPTQ's sample-layer attention; catalogue D9).
 
     `error_before` and `error_after` of the report are relative output errors of the stage, with all its leaves rounded
     to nearest and as learned.
 
     Raises:
-        ValueError: a leaf that is quantized already; names it.
+        ValueError: an unknown weighting, one of a leaf's loss or beside another distance; no loss to weight by; a leaf
+            that is quantized already, by name.
     """
+    if weighting not in (None, "fisher", "label_free"):
+        raise ValueError(f"learn: weighting {weighting!r} is neither 'fisher' nor 'label_free'")
+    if weighting and (scope == "leaf" or distance is not squared_distance):
+        raise ValueError(f"learn: weighting {weighting!r} is of the squared distance of a block's or a window's output")
     if scope == "leaf":
         return stateless(_name(rule, scope), "leaf", _leafwise(rule, optimizer, steps), Needs(statistics=("gram",)))
-    needs = Needs(streams=True, window=window if scope == "window" else 1)
-    edit = _blockwise(rule, optimizer, steps, scope, distance)
-    return stateless(_name(rule, scope), scope, edit, needs)
+    needs = Needs(
+        streams=True,
+        window=window if scope == "window" else 1,
+        inner=scope == "window" and weighting == "label_free",
+        sensitivity={"fisher": "loss", "label_free": "outputs", None: None}[weighting],
+    )
+    edit = _blockwise(rule, optimizer, steps, scope, distance, weighting)
+    return stateless(_name(rule, scope) + (f" {weighting}" if weighting else ""), scope, edit, needs)
 
 
 def _name(rule: Rule, scope: str) -> str:
@@ -83,11 +106,12 @@ def _leafwise(rule: Rule, optimizer: Any, steps: int) -> Callable[[Stage, jax.Ar
 
 
 def _blockwise(
-    rule: Rule, optimizer: Any, steps: int, scope: str, distance: Distance
+    rule: Rule, optimizer: Any, steps: int, scope: str, distance: Distance, weighting: Weighting | None
 ) -> Callable[[Stage, jax.Array], Edit]:
     def error(fn: Any, leaves: Any, item: Any) -> jax.Array:
-        x, want = item
-        return distance(fn(leaves, x), want)
+        x, want, weights = item
+        y = fn(leaves, x)
+        return distance(y, want) if weights is None else weighted_squared_distance(y, want, weights)
 
     losses = _losses(error)
 
@@ -98,9 +122,12 @@ def _blockwise(
             for i, (path, (_, w)) in enumerate(cores.items())
         }
         leaves = tuple(cores[p][0].holding(made[p]).leaf() if p in made else leaf for p, leaf in stage.params.items())
-        items = list(zip(stage.inputs, stage.reference_outputs, strict=True))
+        weights: list[Any] = [None] * len(stage.inputs)
+        if weighting is not None:
+            weights = [s if weighting == "fisher" else sample_weights(s) for s in stage.sensitivities]
+        items = list(zip(stage.inputs, stage.reference_outputs, weights, strict=True))
         found, before = _learned(losses, stage.fn, leaves, items, optimizer, steps, key)
-        size = _size(stage.reference_inputs[0], stage.reference_outputs)
+        size = _size(stage.reference_inputs[0], stage.reference_outputs, weights)
         params, rows = {}, {}
         for path, variables in zip((p for p in stage.params if p in made), found.variables, strict=True):
             q = _hardened(made[path], variables)
@@ -175,15 +202,20 @@ def _harden(rule: Rule, w: jax.Array, theta: Any) -> QArray:
     return rule.harden(w, theta)
 
 
-def _size(x: Any, outputs: Any) -> jax.Array:
-    """Mean square of what a stage puts out, without the values it only hands on (rotary tables)."""
+def _size(x: Any, outputs: Any, weights: Any) -> jax.Array:
+    """Mean (weighted) square of what a stage puts out, without the values it only hands on (rotary tables)."""
     handed = floating(x)
 
     def own(a: jax.Array) -> bool:
         return not any(a.shape == b.shape and bool(jnp.array_equal(a, b)) for b in handed)
 
-    keep = [own(a) for a in floating(outputs[0])]
-    return jnp.mean(jnp.stack([jnp.mean(a * a) for y in outputs for a, k in zip(floating(y), keep, strict=True) if k]))
+    nothing = jax.tree.map(lambda a: jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.floating) else a, outputs[0])
+    keep = jax.tree.map(lambda a: jnp.float32(not jnp.issubdtype(a.dtype, jnp.floating) or own(a)), outputs[0])
+
+    def one(y: Any, w: Any) -> jax.Array:
+        return weighted_squared_distance(y, nothing, keep if w is None else jax.tree.map(jnp.multiply, keep, w))
+
+    return jnp.mean(jnp.stack([one(y, w) for y, w in zip(outputs, weights, strict=True)]))
 
 
 def _row(rule: Rule, q: QArray, before: jax.Array, after: jax.Array, size: jax.Array) -> dict[str, Any]:

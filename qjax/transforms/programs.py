@@ -79,20 +79,23 @@ class Programs:
     def loss(self, fn: Fn, loss: Callable[[Any, Any], jax.Array]) -> Callable[[tuple[Any, ...], Any], jax.Array]:
         return self._once(("loss", fn, loss), lambda: lambda leaves, x: loss(self.run(fn)(leaves, x), x))
 
-    def joined(self, window: Sequence[Block]) -> Block:
-        """Consecutive blocks as one."""
-        if len(window) == 1:
+    def joined(self, window: Sequence[Block], inner: bool = False) -> Block:
+        """Consecutive blocks as one, which puts out what the last one does, or (`inner`) what each one does."""
+        if len(window) == 1 and not inner:
             return window[0]
         sizes, fns = tuple(len(b.ids) for b in window), tuple(b.fn for b in window)
 
         def fn(leaves: tuple[Any, ...], x: Any) -> Any:
-            left = iter(leaves)
-            for size, inner in zip(sizes, fns, strict=True):
-                x = inner(tuple(itertools.islice(left, size)), x)
-            return x
+            left, outputs = iter(leaves), []
+            for size, one in zip(sizes, fns, strict=True):
+                x = one(tuple(itertools.islice(left, size)), x)
+                outputs.append(x)
+            return tuple(outputs) if inner else x
 
         name = f"{window[0].name}..{window[-1].name}"
-        return Block(name, tuple(i for b in window for i in b.ids), self._once(("joined", fns, sizes), lambda: fn))
+        return Block(
+            name, tuple(i for b in window for i in b.ids), self._once(("joined", fns, sizes, inner), lambda: fn)
+        )
 
     def uses(self, fn: Fn, leaves: tuple[Any, ...], x: Any) -> Mapping[int, Use]:
         """How each leaf is a matrix, by position; traced on shapes alone."""

@@ -25,11 +25,12 @@ from qjax.transforms.edits import Working, applied, assert_equivalent
 from qjax.transforms.leaves import shifting
 from qjax.transforms.programs import Block, Programs
 from qjax.transforms.report import COLUMNS
+from qjax.transforms.sensitivity import sensitivities
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a sweep streams.
+    """How a sweep streams. `finish` makes of what the last block puts out what the model does.
 
     `stream`: a block is fed by "quantized" or "float" predecessors. `within` a block, statistics are taken once
     ("together") or again before each group of leaves that share an input ("sequential").
@@ -41,6 +42,8 @@ class Settings:
     weights: Sequence[jax.Array] | None = None
     loss: Callable[[Any, Any], jax.Array] | None = None
     topology: Topology | None = None
+    batches: Sequence[Any] = ()
+    finish: Callable[[Any], Any] = lambda end: end
 
 
 @dataclasses.dataclass
@@ -111,10 +114,10 @@ def edit_block(
         part = list(part)
         if wide:
             for t in part:
-                window = blocks[at : at + t.needs.window]  # the windows that fit, each begun at its first block
-                if len(window) == t.needs.window and all(b.group for b in window):
-                    place = dataclasses.replace(here, block=programs.joined(window))
-                    working, new = _edit_wide(working, t, place)
+                window = _window(blocks, at, t.needs.window)
+                if window:
+                    place = dataclasses.replace(here, block=programs.joined(window, t.needs.inner))
+                    working, new = _edit_wide(working, t, place, window, blocks[at + len(window) :])
                     rows += new
         else:
             working, new = _edit_leaves(working, part, here)
@@ -122,7 +125,18 @@ def edit_block(
     return working, rows
 
 
-def _edit_wide(working: Working, t: Transform, place: Place) -> tuple[Working, list[dict[str, Any]]]:
+def _window(blocks: Sequence[Block], at: int, size: int | None) -> Sequence[Block]:
+    """The blocks of the window that begins here; none if it does not fit, or if all blocks are one and began before."""
+    if size is None:
+        groups = [i for i, b in enumerate(blocks) if b.group]
+        return blocks[at : groups[-1] + 1] if groups and at == groups[0] else ()
+    window = blocks[at : at + size]
+    return window if len(window) == size and all(b.group for b in window) else ()
+
+
+def _edit_wide(
+    working: Working, t: Transform, place: Place, window: Sequence[Block], after: Sequence[Block]
+) -> tuple[Working, list[dict[str, Any]]]:
     block, streams, programs, loss = place.block, place.streams, place.programs, place.settings.loss
     block_uses = place.uses(working)
     chosen = place.selected(t, block_uses, working)
@@ -136,8 +150,22 @@ def _edit_wide(working: Working, t: Transform, place: Place) -> tuple[Working, l
         advance = programs.advance(block.fn)
         ready = block.ready(working.reference)
         outputs = [advance(ready, x) for x in reference]
-    if t.needs.loss and loss is None:
+    if (t.needs.loss or t.needs.sensitivity == "loss") and loss is None:
         raise ValueError(f"{t.name} needs a loss: run(..., loss=lambda outputs, batch: scalar)")
+    weights: Sequence[Any] = ()
+    if t.needs.sensitivity is not None:
+        finish = place.settings.finish
+        leaves = [b.ready(working.reference) for b in (*window, *after)]
+        fns, perturbed = [programs.advance(b.fn) for b in (*window, *after)], range(len(window))
+        weights = sensitivities(
+            fns,
+            leaves,
+            perturbed if t.needs.inner else perturbed[-1:],
+            list(zip(reference, place.settings.batches, strict=True)),
+            None if loss is None or t.needs.sensitivity == "outputs" else lambda y, batch: loss(finish(y), batch),
+            named_key(place.settings.key, f"sensitivities {block.name}"),
+        )
+        weights = weights if t.needs.inner else [own for (own,) in weights]
     stage = Stage(
         name=block.name,
         targets=tuple(chosen),
@@ -150,6 +178,7 @@ def _edit_wide(working: Working, t: Transform, place: Place) -> tuple[Working, l
         inputs=streams.now,
         reference_inputs=reference,
         reference_outputs=outputs,
+        sensitivities=weights,
         loss=None if loss is None else programs.loss(block.fn, loss),
         topology=place.settings.topology,
     )

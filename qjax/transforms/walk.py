@@ -32,13 +32,16 @@ def whole(fn: Callable[[Any, Any], Any], params: Any) -> Block:
 
 def cut(
     fn: Callable[[Any, Any], Any], params: Any, batch: Any, by: str
-) -> tuple[tuple[Block, ...], Callable[[Any], Any]]:
-    """The model cut by groups of parameters: its blocks, and the function from a batch to the first block's input."""
+) -> tuple[tuple[Block, ...], Callable[[Any], Any], Callable[[Any], Any]]:
+    """The model cut by groups of parameters: its blocks, and the functions around them.
+
+    The first makes the first block's input of a batch, the second the model's output of the last block's.
+    """
     segments = stages(fn, params, batch, by=by)
     blocks = tuple(
         Block(s.name, tuple(_slice_name(path, i) for path, i in s.paths), s.fn, s.kind == "group") for s in segments
     )
-    return blocks, segments.begin
+    return blocks, segments.begin, segments.finish
 
 
 def _slice_name(path: str, i: int | None) -> str:
