@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,14 +29,6 @@ FORMATS = {
     "k-means": Format(Table("eight", tuple(float(i) for i in range(-4, 4))), scale=None, levels=kmeans()),
     "ternary": Format(Table("ternary", (-1.0, 0.0, 1.0)), 16, scale="float32"),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Here compiling is all the time, and without most of XLA's optimizations it takes half of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def lost(w, h, op) -> float:

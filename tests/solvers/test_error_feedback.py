@@ -20,14 +20,6 @@ from tests.solvers.problem import FORMAT, GROUP, K, N
 NUMBERS = gptq_numpy.symmetric(3, "half", "float32")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Here compiling is all the time, and without most of XLA's optimizations it takes half of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def grid(w: np.ndarray, group: int = GROUP):
     """(the rounding of a row on the scales of its group, the scales [K, N])."""
     fitted = [NUMBERS.fit(w[i : i + group], w) for i in range(0, len(w), group)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from qjax import dispatch, solvers
 from qjax.dispatch import dense
@@ -27,14 +26,6 @@ def test_quip_turns_back_what_it_turned() -> None:
     np.testing.assert_allclose(dispatch.matmul(x, op), x @ dense(op), rtol=1e-3, atol=1e-3)
     # Codes, one scale a column, and D in bfloat16: the rotations follow from the key.
     assert dispatch.bits(op) == 8 * w.size + 32 * N + 16 * K
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Here compiling is all the time, and without most of XLA's optimizations it takes half of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_quip_spreads_what_is_large() -> None:

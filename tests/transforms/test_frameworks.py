@@ -23,7 +23,7 @@ from qjax.trace.paths import is_leaf, leaves_with_paths
 from qjax.transforms import programs
 from tests import draw
 
-ARCH = Architecture(vocab=48, width=32, layers=5, heads=4, kv_heads=2, head_dim=8, ffn=64)
+ARCH = Architecture(vocab=48, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, ffn=64)
 NAMES = {"attn/q": 32, "attn/k": 16, "attn/v": 16, "attn/o": 32, "ffn/gate": 64, "ffn/up": 64, "ffn/down": 32}
 MODEL = Decoder(ARCH)
 PARAMS = draw.parameters(ARCH)
@@ -242,13 +242,13 @@ def test_one_compilation_for_each_distinct_block(counted):
     made = counted[1]
     measures = [f for kind, f in made if kind == "measure"]
     advances = [f for kind, f in made if kind == "advance"]
-    assert len(measures) == 1  # five equal layers
+    assert len(measures) == 1  # all layers are equal
     assert len(advances) == 2  # the embedding, the layer
     assert all(f._cache_size() == 1 for f in (*measures, *advances))
 
 
 def mixed(i):
-    return "int4_g32_f32" if i in (0, 2, 4) else "int8_g16_f32"
+    return "int8_g16_f32" if i == 1 else "int4_g32_f32"
 
 
 def layer_of(path):
@@ -268,7 +268,7 @@ def mixed_reference():
 
 @pytest.mark.parametrize("form", ["ours", "ours scan", "linen scan"])
 def test_mixed_formats_per_layer(mixed_reference, form):
-    """int4 in groups of 32 in layers 0, 2, 4 and int8 in groups of 16 elsewhere, in one pass over the blocks."""
+    """int8 in groups of 16 in the layer between two of int4 in groups of 32, in one pass over the blocks."""
     fn, params, by, path = (
         FORMS[form]() if form != "ours" else (MODEL, PARAMS, "layers/*", lambda i, n: f"layers/{i}/{n}")
     )
@@ -282,4 +282,4 @@ def test_mixed_formats_per_layer(mixed_reference, form):
     assert all(is_leaf(leaf) for leaf in stored)
     if "scan" in form:
         assert isinstance(stored[0], qjax.Stacked)
-        assert [op.meta.element.name for op in stored[0].ops] == ["int4", "int8", "int4", "int8", "int4"]
+        assert [op.meta.element.name for op in stored[0].ops] == ["int4", "int8", "int4"]

@@ -21,14 +21,6 @@ from tests.transforms import toy
 MODEL = Decoder(Architecture(vocab=40, width=16, layers=1, heads=4, kv_heads=2, head_dim=4, ffn=16))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Here compiling is all the time, and without most of XLA's optimizations it takes half of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_a_step_is_the_cayley_transform():
     x = np.linalg.qr(np.random.default_rng(0).normal(size=(2, 6, 6)))[0]
     g = np.random.default_rng(1).normal(size=(2, 6, 6))

@@ -17,14 +17,6 @@ from tests import draw
 K = 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Here compiling is all the time, and without most of XLA's optimizations it takes half of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 WIRING = Topology(products=(Product(Port("gate", -1), Port("up", -1), Port("down", -2)),))
 P = {n: draw.normal(i, K, K) * jnp.exp(draw.normal(10 + i, 1, K)) / 6 for i, n in enumerate(("gate", "up", "down"))}
 BATCHES = [draw.normal(20 + i, 48, K).at[0, 3].mul(20.0) for i in range(2)]

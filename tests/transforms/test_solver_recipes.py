@@ -14,14 +14,6 @@ from tests.solvers.problem import FORMAT
 from tests.transforms import toy
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Here compiling is all the time, and without most of XLA's optimizations it takes half of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def experts(p, x):
     return jnp.einsum("etk,ekn->etn", x, p["w"])
 
