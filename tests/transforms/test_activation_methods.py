@@ -17,14 +17,6 @@ from tests import draw
 K, N, T = 64, 8, 48
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Here compiling is all the time, and without most of XLA's optimizations it takes half of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def linear(p, x):
     return x @ p["w"]
 

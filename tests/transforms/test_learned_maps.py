@@ -14,14 +14,6 @@ from tests import draw
 from tests.transforms import toy
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Here compiling is all the time, and without most of XLA's optimizations it takes half of it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def block(p, x):
     return toy.block(p["layers"]["0"], x)
 
