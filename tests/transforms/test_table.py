@@ -99,7 +99,8 @@ def test_rotation_chosen_by_loss():
     """SpinQuant's shape: an equivalence on all leaves, chosen by a loss of the whole model after rounding."""
     p, batches = toy.params(), toy.batches()
     pairs = [(x, toy.model(p, x)) for x in batches]
-    fmt, losses = "int3_g8_f32", {}
+    # A narrow range: no block has its largest value on a tie, which an ulp of the rotation would decide.
+    fmt, losses = "int3_narrow_g8_f32", {}
 
     def rotations(stage, seed):
         keys = jax.random.split(jax.random.key(seed), len(stage.targets))
