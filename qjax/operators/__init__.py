@@ -33,6 +33,7 @@ from qjax.operators.maps.orthogonal import Block as Block
 from qjax.operators.maps.orthogonal import Orthogonal as Orthogonal
 from qjax.operators.maps.permute import Permute as Permute
 from qjax.operators.maps.quantize import Quantize as Quantize
+from qjax.operators.maps.reassemble import Reassemble as Reassemble
 from qjax.operators.maps.residual_channels import ResidualChannels as ResidualChannels
 from qjax.operators.maps.runtime_smooth import RuntimeSmooth as RuntimeSmooth
 from qjax.operators.maps.shift import Identity as Identity

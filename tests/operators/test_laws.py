@@ -27,6 +27,7 @@ from qjax.operators import (
     Post,
     Pre,
     Quantize,
+    Reassemble,
     Rows,
     Scaled,
     Shift,
@@ -106,9 +107,12 @@ def a_map(kind: str, batch: tuple[int, ...]):
             return AffineMap(normal(10, *batch, K, K), normal(11, *batch, K))
         case "shift":
             return Shift(normal(12, *batch, K))
+        case "reassemble":
+            taken, given = jnp.array([0, 1, 1, 3, 4, 5, 5, 7]), jnp.array([0, 0, 0, 1, 3, 4, 5, 7])
+            return Reassemble(*(jnp.broadcast_to(groups, (*batch, K)) for groups in (taken, given)))
 
 
-MAPS = ("diag", "permute", "hadamard", "kronecker", "orthogonal", "block", "affine", "shift")
+MAPS = ("diag", "permute", "hadamard", "kronecker", "orthogonal", "block", "affine", "shift", "reassemble")
 
 
 @st.composite
