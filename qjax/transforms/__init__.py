@@ -51,6 +51,7 @@ from qjax.transforms.mixtures import power as power
 from qjax.transforms.mixtures import sensitive_clusters as sensitive_clusters
 from qjax.transforms.ranging import equal_ranges as equal_ranges
 from qjax.transforms.ranging import shift_exponents as shift_exponents
+from qjax.transforms.reassembling import reassemble_channels as reassemble_channels
 from qjax.transforms.report import Report as Report
 from qjax.transforms.rotating import rotate as rotate
 from qjax.transforms.runtime_smoothing import runtime_smooth as runtime_smooth
