@@ -46,6 +46,7 @@ from qjax.recipes.li2026_rescomp import rescomp
 from qjax.recipes.lin2023_awq import awq
 from qjax.recipes.lin2024_duquant import duquant
 from qjax.recipes.liu2023_llm_fp4 import llm_fp4
+from qjax.recipes.liu2023_qllm import qllm
 from qjax.recipes.liu2024_crossquant import crossquant
 from qjax.recipes.liu2024_eora import eora
 from qjax.recipes.liu2024_spinquant import spinquant
@@ -145,6 +146,7 @@ __all__ = [
     "outliertune",
     "owq",
     "qera",
+    "qllm",
     "quantease",
     "quarot",
     "quip",

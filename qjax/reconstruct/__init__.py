@@ -18,6 +18,7 @@ from qjax.reconstruct.distilled import distill
 from qjax.reconstruct.engine import Minimum, mean_loss, minimize
 from qjax.reconstruct.flexround import FlexRound
 from qjax.reconstruct.lora_rounding import LoRARounding
+from qjax.reconstruct.low_rank_update import LowRankUpdate
 from qjax.reconstruct.rule import Rule
 from qjax.reconstruct.signround import SignRound
 from qjax.reconstruct.stiefel import cayley_sgd
@@ -28,6 +29,7 @@ __all__ = [
     "AdaRound",
     "FlexRound",
     "LoRARounding",
+    "LowRankUpdate",
     "Minimum",
     "Rule",
     "SignRound",

@@ -41,7 +41,7 @@ def learn(
     distance: Distance = squared_distance,
     weighting: Weighting | None = None,
 ) -> Transform:
-    """Round each target by a learned rule (`AdaRound`, `SignRound`, `FlexRound`, `AdaQuant`, `LoRARounding`).
+    """Round each target by a learned rule (`AdaRound`, `SignRound`, `FlexRound`, `AdaQuant`, `LowRankUpdate`, ...).
 
     The variables of all targets of a stage are learned together, by `steps` of `optimizer`, so that what the stage
     gives on the quantized stream is near what the float model gives on its own. Rules start from rounding to nearest,
@@ -181,9 +181,17 @@ def _gram_error(fn: Any, leaves: Any, gram: jax.Array) -> jax.Array:
 def _float(path: str, stage: Stage, again: bool) -> tuple[Core, jax.Array]:
     """The maps in front of a leaf as it is now, and its float core. `again`: the leaf may hold an earlier result."""
     core = Core.of(stage.params[path], stage.uses[path])
-    if not (again and isinstance(core.matrix, QArray)):
-        refuse_quantized(path, core.matrix)
-    matrix = Core.of(stage.reference[path], stage.uses[path]).matrix
+    matrix = core.matrix
+    if again and isinstance(matrix, QArray):
+        reference = Core.of(stage.reference[path], stage.uses[path])
+        if sum(not m.nonlinear for m in core.maps) != len(reference.maps):
+            raise ValueError(
+                f"{path}: a map that is no equivalence (channel reassembly) stands in front of it, and its float "
+                "matrix is lost once it was rounded; learn it in scope 'block'"
+            )
+        matrix = reference.matrix
+    else:
+        refuse_quantized(path, matrix)
     return core, jnp.asarray(matrix).astype(jnp.float32)
 
 

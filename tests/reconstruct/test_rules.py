@@ -15,6 +15,7 @@ from qjax.reconstruct import (
     AdaRound,
     FlexRound,
     LoRARounding,
+    LowRankUpdate,
     SignRound,
     TesseraQ,
     bounded,
@@ -29,7 +30,7 @@ from qjax.transforms import learn
 from tests.draw import normal
 from tests.transforms import toy
 
-RULES = (AdaRound, LoRARounding, SignRound, FlexRound, AdaQuant, TesseraQ)
+RULES = (AdaRound, LoRARounding, LowRankUpdate, SignRound, FlexRound, AdaQuant, TesseraQ)
 # Every rule on integers with a zero point, and on one of the grids whose steps are not equal.
 CASES = [(rule, "int2_g8_affine") for rule in RULES]
 CASES += [(rule, "mxfp4") for rule in (AdaRound, SignRound, AdaQuant)]
