@@ -60,6 +60,7 @@ from qjax.recipes.nagel2020_adaround import adaround
 from qjax.recipes.nagel2021_white_paper import white_paper
 from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
 from qjax.recipes.plain_cache import kv_cache
+from qjax.recipes.plain_products import weights_and_inputs
 from qjax.recipes.round_to_nearest import rtn
 from qjax.recipes.shao2023_omniquant import omniquant
 from qjax.recipes.sheng2023_flexgen import flexgen
@@ -167,6 +168,7 @@ __all__ = [
     "twn",
     "unsloth_dynamic",
     "w8a8",
+    "weights_and_inputs",
     "white_paper",
     "zeroquant",
     "zeroquant_fp",

@@ -54,6 +54,7 @@ from qjax.transforms.ranging import shift_exponents as shift_exponents
 from qjax.transforms.reassembling import reassemble_channels as reassemble_channels
 from qjax.transforms.report import Report as Report
 from qjax.transforms.rotating import rotate as rotate
+from qjax.transforms.rotating import rotate_inputs as rotate_inputs
 from qjax.transforms.runtime_smoothing import runtime_smooth as runtime_smooth
 from qjax.transforms.scaling import awq as awq
 from qjax.transforms.scaling import clip as clip

@@ -1,4 +1,4 @@
-"""Rotations of a whole network: its residual stream, its heads, and what its down projections read."""
+"""Rotations: of a whole network (its stream, its heads, what its down projections read), or of each input by itself."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import jax.numpy as jnp
 
 from qjax.equivalence.rotation import rotate_stream, rotate_values
 from qjax.operators import Hadamard, Kronecker, Map
-from qjax.operators.maps.hadamard import hadamard_matrix
+from qjax.operators.maps.hadamard import hadamard_factors, hadamard_matrix
 from qjax.trace.paths import named_key
 from qjax.trace.topology import Topology, Values
 from qjax.transforms.contract import Edit, Stage, Transform, stateless
+from qjax.transforms.leaves import float_core
+from qjax.transforms.scaling import by_input
 
 SCORES = ("*/attn/query", "*/attn/key")
 
@@ -63,6 +65,35 @@ def rotate(
 
     size = "" if block is None else f" {block}"
     return stateless(f"rotate {' '.join(chosen)}{size}", "model", edit)
+
+
+def rotate_inputs(block: int | None = None) -> Transform:
+    """A random Hadamard rotation in front of every target, on `block` channels at a time or on all of them.
+
+    Leaves that share an input share its rotation. Everything stays online (n log n a token), so no wiring is needed
+    and any function can be turned; blocks as wide as a format's keep an outlier inside its own block. Signs are drawn
+    from the run's key and count no bits. `rotate` folds what a network's wiring allows instead.
+
+    Source: the study of integer and floating point formats (arXiv:2510.25602), section 4; catalogue H1, H7.
+
+    Raises:
+        ValueError: channels that are no multiple of `block`, or a size that has no Hadamard matrix; names the leaf.
+    """
+    if block is not None:
+        hadamard_factors(block)
+
+    def edit(stage: Stage, key: jax.Array) -> Edit:
+        online: dict[str, Map] = {}
+        for first, *others in by_input(stage).values():
+            _, w = float_core(first, stage.params[first], stage.uses[first])
+            *stacked, size, _ = w.shape
+            if block is not None and size % block:
+                raise ValueError(f"rotate_inputs: {first} reads {size} channels, no multiple of block = {block}")
+            signs = jax.random.rademacher(named_key(key, first), (*stacked, size), jnp.int8)
+            online |= dict.fromkeys((first, *others), Hadamard(signs, block or size))
+        return Edit(equivalence=online)
+
+    return stateless(f"rotate inputs {block or 'whole'}", "block", edit)
 
 
 def wired(name: str, stage: Stage, scores: bool) -> Topology:

@@ -275,3 +275,37 @@ BAD = {
 def test_bad_input(message):
     with pytest.raises(ValueError, match=message):
         BAD[message]()
+
+
+def test_rotated_inputs_spread_an_outlier_over_its_block_alone():
+    p, x = outlying(channels=(3,))
+    turned, _ = run(qjax.rotate_inputs(16), p, x)
+    np.testing.assert_allclose(qjax.quantized(linear, strict=True)(turned, x), linear(p, x), rtol=0, atol=2e-4)
+    mixed = np.asarray(turned["w"].T.apply(jnp.eye(K)))
+    np.testing.assert_allclose(mixed @ mixed.T, np.eye(K), atol=1e-6)
+    assert not mixed[3, 16:].any() and (np.abs(mixed[3, :16]) == 0.25).all()
+    with pytest.raises(ValueError, match="w reads 64 channels, no multiple of block = 48"):
+        run(qjax.rotate_inputs(48), p, x)
+
+
+def test_inputs_that_are_shared_share_their_rotation():
+    def two(p, x):
+        return x @ p["q"] + x @ p["k"]
+
+    p, x = {"q": draw.normal(1, K, N), "k": draw.normal(2, K, N)}, outlying()[1]
+    turned, _ = run(qjax.rotate_inputs(), p, x, two)
+    assert (turned["q"].T.signs == turned["k"].T.signs).all() and turned["q"].T.size == K
+
+
+def test_weights_and_inputs_says_what_is_rounded_and_what_turns():
+    steps = [t.name for t in recipes.weights_and_inputs("nvfp4", rotation="blocks", block=16)]
+    assert steps == ["rotate inputs 16", "rtn nvfp4", "act_quantize nvfp4"]
+    p, x = outlying()
+    op = run(recipes.weights_and_inputs("int4_narrow_f32", rotation="inputs"), p, x)[0]["w"]
+    assert isinstance(op.T, Hadamard) and isinstance(op.op.T, Quantize) and isinstance(op.op.op, qjax.QArray)
+    cut, _ = run(recipes.weights_and_inputs(None, "int8_token", keep=90.0), p, x)
+    assert error(cut, p, x) > 10 * error(run(recipes.weights_and_inputs(None, "int8_token"), p, x)[0], p, x)
+    with pytest.raises(ValueError, match="format and inputs are both None"):
+        recipes.weights_and_inputs(None, None)
+    with pytest.raises(ValueError, match="rotation 'network wide'; known: none, blocks"):
+        recipes.weights_and_inputs(rotation="network wide")  # type: ignore[arg-type]

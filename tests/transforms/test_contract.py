@@ -20,6 +20,7 @@ RECIPES = {
     "gptq act-order": qjax.gptq("int4_g8_f32", order="activation"),
     "gptq fresh": qjax.gptq("nvfp4", groups="fresh"),
     "smooth": qjax.smooth(0.5),
+    "rotate_inputs": qjax.rotate_inputs(8),
     "low_rank": qjax.chain(RTN, qjax.low_rank(2)),
     "low_rank scaled": qjax.chain(RTN, qjax.low_rank(2, scale="mean_abs")),
     "act_quantize": qjax.chain(RTN, qjax.act_quantize("int8")),

@@ -1,0 +1,1 @@
+"""Headline claims of the field as paired, replicated ablations on SmolLM2-135M: five replicates, a verdict each."""
