@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -222,7 +221,7 @@ def _walk(
 def _planned(
     recipe: Chain, all_uses: Uses, schedule: Any, by: str, stream: Any, within: Any, where: Where | None
 ) -> Plan:
-    """Transforms in passes: those up to window scope share one, each of model scope is a pass of its own."""
+    """Transforms in passes, and what each walks over."""
     for name, value, allowed in (
         ("schedule", schedule, ("blocks", "whole")),
         ("stream", stream, ("quantized", "float")),
@@ -233,16 +232,30 @@ def _planned(
     if not recipe:
         raise ValueError("the recipe is empty: chain() has no transforms")
     passes: list[Pass] = []
-    for wide, part in itertools.groupby(recipe, key=lambda t: t.scope == "model"):
-        transforms = tuple(part)
-        if wide:
-            passes += [Pass((t,), "whole", True) for t in transforms]
+    for transforms in _together(recipe):
+        if transforms[0].scope == "model":
+            passes.append(Pass(transforms, "whole", True))
         else:
             data = any(t.scope in ("block", "window") or _reads(t) for t in transforms)
             passes.append(Pass(transforms, schedule if data else "whole", data))
     targets = all_uses.targets(where)
     left = {p: all_uses.excluded.get(p, "not picked by where=") for p in all_uses if p not in targets}
     return Plan(tuple(passes), targets, {**all_uses.impossible, **left}, stream, within, by)
+
+
+def _together(recipe: Chain) -> Iterator[Chain]:
+    """Transforms that share a pass, in order.
+
+    One of model scope has its own. One that sees blocks ahead begins one: what stands before it must be done with them.
+    """
+    part: list[Transform] = []
+    for t in recipe:
+        ahead = t.scope == "window" and t.needs.window != 1
+        if part and (ahead or "model" in (t.scope, part[-1].scope)):
+            yield tuple(part)
+            part = []
+        part.append(t)
+    yield tuple(part)
 
 
 def _reads(t: Transform) -> bool:

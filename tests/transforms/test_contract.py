@@ -181,6 +181,14 @@ def test_plan_says_what_would_happen():
     assert "gain  no product with an activation" in text
 
 
+def test_what_sees_blocks_ahead_begins_a_pass():
+    looks = qjax.stateless("looks", "window", lambda stage, key: qjax.Edit(), qjax.Needs(window=2))
+    model = qjax.stateless("model", "model", lambda stage, key: qjax.Edit())
+    recipe = qjax.chain(qjax.smooth(), looks, RTN, model, model, looks)
+    plan = qjax.plan(recipe, toy.model, toy.params(), toy.batches()[0])
+    assert [len(p.transforms) for p in plan.passes] == [1, 2, 1, 1, 1]
+
+
 BAD = [
     (dict(batches=iter([])), TypeError, "list"),
     (dict(batches=[]), ValueError, "one batch"),

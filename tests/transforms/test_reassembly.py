@@ -161,9 +161,8 @@ def in_windows():
         LowRankUpdate(qjax.as_format(WEIGHTS)), optimizer=optax.adam(1e-2), steps=1, scope="window"
     )
     first = transforms.reassemble_channels(WEIGHTS, INPUTS, points=8, ratio=0.4)
-    next_pass = qjax.stateless("next pass", "model", lambda stage, key: qjax.Edit())
     batches = [x.at[:, 3].multiply(20.0) for x in toy.batches()]
-    qjax.run(qjax.chain(first, next_pass, learned), toy.model, toy.params(), batches)
+    qjax.run(qjax.chain(first, learned), toy.model, toy.params(), batches)
 
 
 BAD = {
