@@ -65,6 +65,7 @@ from qjax.recipes.round_to_nearest import rtn
 from qjax.recipes.shao2023_omniquant import omniquant
 from qjax.recipes.sheng2023_flexgen import flexgen
 from qjax.recipes.sun2024_flatquant import flatquant
+from qjax.recipes.tan2024_mobilequant import mobilequant
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.wang2024_bitstack import bitstack
 from qjax.recipes.wang2024_outliertune import outliertune
@@ -137,6 +138,7 @@ __all__ = [
     "lqer",
     "milo",
     "mixed_groups",
+    "mobilequant",
     "norm_tweaking",
     "nupes",
     "obq",

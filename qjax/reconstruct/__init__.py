@@ -17,6 +17,7 @@ from qjax.reconstruct.distances import (
 from qjax.reconstruct.distilled import distill
 from qjax.reconstruct.engine import Minimum, mean_loss, minimize
 from qjax.reconstruct.flexround import FlexRound
+from qjax.reconstruct.learned_quantize import LearnedQuantize
 from qjax.reconstruct.lora_rounding import LoRARounding
 from qjax.reconstruct.low_rank_update import LowRankUpdate
 from qjax.reconstruct.rule import Rule
@@ -28,6 +29,7 @@ __all__ = [
     "AdaQuant",
     "AdaRound",
     "FlexRound",
+    "LearnedQuantize",
     "LoRARounding",
     "LowRankUpdate",
     "Minimum",

@@ -34,16 +34,18 @@ class MapRule(Protocol):
 class Scales:
     """A scale for each channel, and with `shift` a shift before it: OmniQuant's learnable equivalent transformation.
 
-    x -> (x - z) / s, from SmoothQuant's s with `alpha` and from the middle z of the channel's range; |s| is at least
-    0.01, as in the authors' code (arXiv:2308.13137, section 3.3; catalogue G10).
+    x -> (x - z) / s, from SmoothQuant's s with `alpha` (None: from 1, for inputs that were smoothed before) and from
+    the middle z of the channel's range; |s| is at least 0.01, as in the authors' code (arXiv:2308.13137, section 3.3;
+    catalogue G10).
     """
 
-    alpha: float = 0.5
+    alpha: float | None = 0.5
     shift: bool = False
 
     def init(self, low: jax.Array, high: jax.Array, ws: Sequence[jax.Array], key: jax.Array) -> dict[str, Any]:
         del key
-        start = {"scale": migration(jnp.maximum(-low, high), ws, self.alpha)}
+        size = jnp.maximum(-low, high)
+        start = {"scale": jnp.ones_like(size) if self.alpha is None else migration(size, ws, self.alpha)}
         return start | ({"shift": (low + high) / 2} if self.shift else {})
 
     def map(self, variables: Any, progress: jax.Array) -> Map:
