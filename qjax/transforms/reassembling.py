@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -73,6 +71,6 @@ def reassemble_channels(
     return stateless(name, "inputs", edit, Needs(statistics=("absmax", *SAMPLE)))
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _behind(m: Map, w: jax.Array) -> jax.Array:
     return batched(solver.reassembled, w.ndim - 2)(m, w)
