@@ -35,7 +35,8 @@ lint: $(VENV)/.test
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 docs: $(VENV)/.docs
-	$(VENV)/bin/python docs/build.py site
+	$(VENV)/bin/python -m experiments.claims --markdown > $(VENV)/claims.md
+	$(VENV)/bin/python docs/build.py site $(VENV)/claims.md
 	$(VENV)/bin/python -m experiments.formats_table site/
 
 # What the first environment lacks its files skip; the second runs the files that name its library. The import in front of

@@ -1,6 +1,6 @@
 """Write the site: the reference from the docstrings, and around it the pages written by hand.
 
-python docs/build.py site
+python docs/build.py site [more.md ...]
 """
 
 from __future__ import annotations
@@ -67,9 +67,12 @@ def main() -> None:
     """Read the folder from the command line and fill it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=pathlib.Path)
-    folder: pathlib.Path = parser.parse_args().folder
+    parser.add_argument("more", type=pathlib.Path, nargs="*", help="pages that other commands wrote, in Markdown")
+    args = parser.parse_args()
+    folder: pathlib.Path = args.folder
 
     texts = {name: (HERE / f"{name}.md").read_text() for name in ORDER} | {"methods": methods()}
+    texts |= {path.stem: path.read_text() for path in args.more}
     titles = {name: title(text) for name, text in texts.items()}
     env.globals["pages"] = titles
     pdoc.render.configure(docformat="google", template_directory=HERE / "template", show_source=True)
