@@ -39,9 +39,9 @@ class Factor(NamedTuple):
     """What GPTQ takes from a Gram matrix; every weight that reads the same input shares it.
 
     `upper [K, K]`: U with UᵀU = (H + λI)⁻¹, rows and columns in the order of processing. `sequence [K]` int32: the row
-    processed at each step. `dead [K]` bool: input channels that were never active. `damp`: the damping that was used,
-    relative to the mean of the diagonal. `fallback`: no damping made H positive definite and U is the identity, with
-    which GPTQ is round to nearest.
+    processed at each step. `dead [K]` bool: input channels that were never active, while others were. `damp`: the
+    damping that was used, relative to the mean of the diagonal. `fallback`: H is zero, or no damping made it positive
+    definite, and U is the identity, with which GPTQ is round to nearest.
     """
 
     upper: Array
@@ -91,8 +91,9 @@ def solve(
     """Quantize `w [K, N]` to `fmt`, blocks along K, so that ‖X(W - Ŵ)‖² is small; `gram [K, K]` is XᵀX.
 
     Only the direction of `gram` matters: damping is relative (λ = `damp` · mean of the diagonal), raised tenfold up to
-    six times while the Cholesky factor is not finite. If it never is, the result is round to nearest and
-    `Info.fallback` says so. Channels with a zero on the diagonal are dead: their weights are set to zero.
+    six times while the Cholesky factor is not finite. If it never is, or if the whole Gram matrix is zero (an expert
+    that met no token), the result is round to nearest and `Info.fallback` says so. Else channels with a zero on the
+    diagonal are dead: their weights are set to zero.
 
     `groups` says when the scale of a group is fixed, counted from the first of its rows that is processed: "static" on
     the original weights (llm-compressor), "stale" on the weights at the start of that row's block (gptq.py,
@@ -178,8 +179,9 @@ def _factor(gram: Array, damp: Array, *, activation: bool, dtype: str) -> Factor
     rows = gram.shape[0]
     h = gram.astype(dtype)
     diagonal = jnp.diagonal(h)
-    dead = diagonal == 0
-    alive = jnp.where(dead, jnp.ones_like(diagonal), diagonal)
+    silent = diagonal == 0
+    alive = jnp.where(silent, jnp.ones_like(diagonal), diagonal)
+    nothing = jnp.all(silent)  # says nothing of the channels, so none is dead
     mean = jnp.mean(alive)
     sequence = jnp.argsort(-diagonal, stable=True) if activation else jnp.arange(rows)
     backwards = sequence[::-1]
@@ -202,9 +204,9 @@ def _factor(gram: Array, damp: Array, *, activation: bool, dtype: str) -> Factor
 
     _, damp, lower = lax.while_loop(failed, retry, (jnp.int32(0), damp, cholesky(damp)))
     inverse = lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
-    fallback = ~jnp.all(jnp.isfinite(inverse))
+    fallback = nothing | ~jnp.all(jnp.isfinite(inverse))
     upper = jnp.where(fallback, identity, jnp.triu(inverse[::-1, ::-1]))
-    return Factor(upper, sequence.astype(jnp.int32), dead, damp.astype(jnp.float32), fallback)
+    return Factor(upper, sequence.astype(jnp.int32), silent & ~nothing, damp.astype(jnp.float32), fallback)
 
 
 @partial(jax.jit, static_argnames=("fmt", "groups", "block", "range"))

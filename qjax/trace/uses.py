@@ -20,9 +20,8 @@ def uses(fn: Any, params: Any, batch: Any) -> Uses:
     """Every use fn(params, batch) makes of each floating leaf of params (arrays, shapes, operators); it only traces.
 
     Default targets (`Uses.targets`) are leaves with products against activations and no other use; `Uses.excluded`
-    names
-    the rest with reasons: lookups and tied heads, an untied head (as many outputs as a looked-up table has rows),
-    leaves whose product feeds top_k (routers), depthwise convolutions, norms, biases.
+    names the rest with reasons: lookups and tied heads, an untied head (as many outputs as a looked-up table has rows),
+    leaves whose product feeds top_k (routers) or has one output (gates), depthwise convolutions, norms, biases.
 
     >>> import jax.numpy as jnp
     >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}
@@ -124,6 +123,8 @@ def _unusual(path: str, listed: Sequence[Use], tables: Mapping[int, str], router
         return f"an untied head: as many outputs as {tables[rows]!r} has rows"
     if path in routers:
         return "a router: its product feeds top_k"
+    if rows == 1:
+        return "one output: a gate, or a head of one number"
     return ""
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 COLUMNS = ("path", "method", "format", "bits", "tokens", "error_before", "error_after", "seconds", "warnings")
 
 
@@ -48,6 +50,16 @@ class Report:
             )
         lines.append(f"{len(self.targets)} targets, {len(self.excluded)} leaves left alone, {self.seconds:.1f} s")
         return "\n".join(lines)
+
+
+def entries(mask: Any) -> str:
+    """The matrices of a leaf for which `mask` [batch...] is true, as a warning names them.
+
+    >>> entries(np.array([False, True, False, True])), entries(np.array(True))
+    ('[1], [3]', 'the matrix')
+    """
+    found = np.argwhere(np.asarray(mask)).tolist()
+    return ", ".join(str(where) for where in found) if np.ndim(mask) else "the matrix"
 
 
 def _cell(value: Any) -> str:

@@ -24,7 +24,7 @@ from qjax.transforms.contract import Edit, Leaves, Stage, Transform
 from qjax.transforms.edits import Working, applied, assert_equivalent
 from qjax.transforms.leaves import shifting
 from qjax.transforms.programs import Block, Programs
-from qjax.transforms.report import COLUMNS
+from qjax.transforms.report import COLUMNS, entries
 from qjax.transforms.sensitivity import sensitivities
 
 
@@ -344,6 +344,6 @@ def _row(path: str, t: Transform, stage: Stage, extra: Mapping[str, Any], second
     if count is not None:
         tokens = int(count) if jnp.ndim(count) == 0 else [int(c) for c in count.reshape(-1)]  # experts: each its own
         if bool(jnp.any(count == 0)):
-            warnings = ("some of its inputs were never seen in calibration",)
+            warnings = (f"{entries(count == 0)} met no token in calibration",)
     row = dict.fromkeys(COLUMNS) | {"path": path, "method": t.name, "tokens": tokens, "seconds": seconds}
     return {**row, **extra, "warnings": (*warnings, *extra.get("warnings", ()))}

@@ -19,6 +19,7 @@ from qjax.solvers.gptq import Factor, factor, sweep
 from qjax.solvers.group_scales import GROUPS
 from qjax.transforms.contract import Transform
 from qjax.transforms.matrices import quantize_with
+from qjax.transforms.report import entries
 
 
 def rtn(fmt: Format | str, *, range: Any = None) -> Transform:
@@ -123,7 +124,10 @@ def damping_warnings(arguments: Mapping[str, Any], damp: float) -> tuple[str, ..
     """What the report says of the factor under "factored": a raised damping, dead inputs, a hopeless Gram matrix."""
     factored, out = arguments["factored"], []
     if bool(jnp.any(factored.fallback)):
-        out.append("its Gram matrix is not positive definite at any damping tried: rounded to nearest")
+        out.append(
+            f"{entries(factored.fallback)}: its Gram matrix is zero, or not positive definite at any damping tried: "
+            "rounded to nearest"
+        )
     elif float(jnp.max(factored.damp)) > damp * 1.01:
         out.append(f"damping raised from {damp:g} to {float(jnp.max(factored.damp)):.3g}")
     if dead := int(jnp.sum(factored.dead)):

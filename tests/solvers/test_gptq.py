@@ -148,11 +148,13 @@ def test_damping_is_raised_until_the_factor_is_finite() -> None:
     assert np.isfinite(np.asarray(dequantize(q))).all()
 
 
-@pytest.mark.parametrize("gram", [-np.eye(K, dtype=np.float32), np.full((K, K), np.nan, np.float32)])
+@pytest.mark.parametrize(
+    "gram", [-np.eye(K, dtype=np.float32), np.full((K, K), np.nan, np.float32), np.zeros((K, K), np.float32)]
+)
 def test_a_hopeless_gram_matrix_falls_back_to_nearest_and_says_so(gram: np.ndarray) -> None:
     w, _ = problem()
     q, info = gptq.solve(jnp.asarray(w), jnp.asarray(gram), "int4_g16", groups="fresh")
-    assert info.fallback
+    assert info.fallback and info.dead == 0
     np.testing.assert_array_equal(q.codes, quantize(jnp.asarray(w), "int4_g16").codes)
 
 
