@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qjax.models.architecture import Architecture
+from qjax.models.architecture import Architecture, Experts
 from qjax.models.decoder import SITES, Decoder, stack_layers, unstack_layers
 from qjax.models.generation import generate
 from qjax.models.gguf import cells
@@ -13,6 +13,7 @@ __all__ = [
     "SITES",
     "Architecture",
     "Decoder",
+    "Experts",
     "Tokenizer",
     "cells",
     "find",

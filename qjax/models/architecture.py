@@ -15,6 +15,36 @@ CHOICES = {
 
 
 @dataclass(frozen=True)
+class Experts:
+    """FFNs of which every token passes a few, in the layers of a decoder that are not `dense`.
+
+    Args:
+        count, active: how many a layer has, and how many of them a token passes.
+        ffn: channels of each.
+        shared: channels of one more FFN, which every token passes through a gate of its own; 0 if there is none.
+        normalized: the weights of a token's experts sum to one; else they are the router's softmax over all experts.
+        dense: layers with the decoder's plain FFN instead.
+
+    Raises:
+        ValueError: sizes that no layer has.
+    """
+
+    count: int
+    active: int
+    ffn: int
+    shared: int = 0
+    normalized: bool = True
+    dense: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.active <= self.count or self.ffn < 1 or self.shared < 0:
+            raise ValueError(
+                f"Experts has count={self.count}, active={self.active}, ffn={self.ffn}, shared={self.shared}; a token "
+                "passes at least one expert and at most all, each with at least one channel"
+            )
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Sizes and variants of a decoder; as they stand, a Llama: RMSNorm, RoPE, grouped-query attention, SwiGLU.
 
@@ -23,6 +53,7 @@ class Architecture:
         eps: what a norm adds under its root.
         theta: base of RoPE's frequencies.
         rope_factors: divisor of each frequency, one per pair of channels: interpolation and Llama 3.1's rule are this.
+            LongRoPE has others for long contexts, `long_factors`.
         tied: the head is the embedding.
         qkv_bias, o_bias, ffn_bias: which projections add one.
         context: tokens the model was made for; rows of the table where positions are learned.
@@ -40,6 +71,10 @@ class Architecture:
         embed_scale: factor of an embedded token.
         query_scale: factor of the scores; None is 1 / sqrt(head_dim).
         score_cap, logit_cap: c in c tanh(x / c), of attention's scores and of the logits.
+        long_factors, original_context: in contexts of more than `original_context` tokens the frequencies have the
+            divisors `long_factors`; None where they are the same at any length.
+        rope_scale: factor of the channels that RoPE turns.
+        experts: FFNs among which each token's are chosen; None for one FFN a layer.
 
     Raises:
         ValueError: values that no decoder has, by the field's name.
@@ -77,6 +112,10 @@ class Architecture:
     query_scale: float | None = None
     score_cap: float | None = None
     logit_cap: float | None = None
+    long_factors: tuple[float, ...] | None = None
+    original_context: int | None = None
+    rope_scale: float = 1.0
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         for field in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ffn", "context"):
@@ -91,9 +130,16 @@ class Architecture:
             raise ValueError(
                 f"RoPE turns pairs of channels, not {self.rotated} of head_dim={self.head_dim}; set rotary"
             )
-        if self.rope_factors is not None and len(self.rope_factors) != self.rotated // 2:
+        for field in ("rope_factors", "long_factors"):
+            factors = getattr(self, field)
+            if factors is not None and len(factors) != self.rotated // 2:
+                raise ValueError(
+                    f"{field} has {len(factors)} entries, {self.rotated} turned channels need half as many"
+                )
+        if (self.long_factors is None) != (self.original_context is None):
             raise ValueError(
-                f"rope_factors has {len(self.rope_factors)} entries, {self.rotated} turned channels need half as many"
+                f"long_factors={self.long_factors} and original_context={self.original_context} come together: which "
+                "divisors, and from which length on"
             )
         if min(self.windows, default=0) < 0 or len(self.windows) > self.layers:
             raise ValueError(
@@ -110,6 +156,10 @@ class Architecture:
     def window(self, layer: int) -> int:
         """How many latest tokens a layer attends to; 0 for all."""
         return self.windows[layer % len(self.windows)] if self.windows else 0
+
+    def routed(self, layer: int) -> bool:
+        """Whether a layer's FFN is a choice among experts."""
+        return self.experts is not None and layer not in self.experts.dense
 
     @property
     def beyond_llama(self) -> dict[str, Any]:
@@ -130,24 +180,19 @@ class Architecture:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Path to shape of every parameter; kernels are [in, out], the embedding [vocab, width].
+        """Path to shape of every parameter: kernels [in, out] or [experts, in, out], the embedding [vocab, width].
 
         >>> arch = Architecture(vocab=32, width=8, layers=1, heads=4, kv_heads=2, head_dim=4, ffn=16, tied=False)
         >>> arch.shapes["layers/0/attn/k"], arch.shapes["head"]
         ((8, 8), (8, 32))
         """
         query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        kernels = {
-            "attn/q": (self.width, query, self.qkv_bias),
-            "attn/k": (self.width, keys, self.qkv_bias),
-            "attn/v": (self.width, keys, self.qkv_bias),
-            "attn/o": (query, self.width, self.o_bias),
-            "ffn/gate": (self.width, self.ffn, self.ffn_bias),
-            "ffn/up": (self.width, self.ffn, self.ffn_bias),
-            "ffn/down": (self.ffn, self.width, self.ffn_bias),
+        attention = {
+            "attn/q": ((self.width, query), self.qkv_bias),
+            "attn/k": ((self.width, keys), self.qkv_bias),
+            "attn/v": ((self.width, keys), self.qkv_bias),
+            "attn/o": ((query, self.width), self.o_bias),
         }
-        if not self.gated:
-            del kernels["ffn/gate"]
         norms = dict.fromkeys(self.norms, self.width)
         if self.qk_norm is not None:
             sizes = (query, keys) if self.qk_norm == "width" else (self.head_dim, self.head_dim)
@@ -160,14 +205,33 @@ class Architecture:
             prefix = f"layers/{layer}"
             for name, size in norms.items():
                 shapes |= {f"{prefix}/{name}/{part}": (size,) for part in parts}
-            for name, (rows, columns, bias) in kernels.items():
-                shapes[f"{prefix}/{name}"] = (rows, columns)
+            for name, (shape, bias) in (attention | self._ffn(layer)).items():
+                shapes[f"{prefix}/{name}"] = shape
                 if bias:
-                    shapes[f"{prefix}/{name}_bias"] = (columns,)
+                    shapes[f"{prefix}/{name}_bias"] = shape[-1:]
         shapes |= {f"norm/{part}": (self.width,) for part in parts}
         if not self.tied:
             shapes["head"] = (self.width, self.vocab)
         return shapes
+
+    def _ffn(self, layer: int) -> dict[str, tuple[tuple[int, ...], bool]]:
+        """Shapes of the kernels of a layer's FFN, or of its experts, and whether each has a bias."""
+
+        def gated(
+            prefix: str, channels: int, bias: bool = False, *lead: int
+        ) -> dict[str, tuple[tuple[int, ...], bool]]:
+            inner = {f"{prefix}/{name}": ((*lead, self.width, channels), bias) for name in ("gate", "up")}
+            if not self.gated:
+                del inner[f"{prefix}/gate"]
+            return inner | {f"{prefix}/down": ((*lead, channels, self.width), bias)}
+
+        if self.experts is None or not self.routed(layer):
+            return gated("ffn", self.ffn, self.ffn_bias)
+        e = self.experts
+        kernels = {"ffn/router": ((self.width, e.count), False), **gated("ffn/experts", e.ffn, False, e.count)}
+        if e.shared:
+            kernels |= {**gated("ffn/shared", e.shared), "ffn/shared_gate": ((self.width, 1), False)}
+        return kernels
 
     @property
     def parameters(self) -> int:

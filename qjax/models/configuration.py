@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from qjax.models.architecture import Architecture, llama3_rope_factors
+from qjax.models.architecture import Architecture, Experts, llama3_rope_factors
 from qjax.models.families import FAMILIES, INERT, KEYS, Family
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rms_norm_eps")
@@ -79,7 +80,7 @@ def _architecture(config: dict[str, Any]) -> Architecture:
         "ffn": int(given["intermediate_size"]),
         "eps": float(given["rms_norm_eps"]),
         "theta": theta,
-        "rope_factors": _rope_factors(rope, rotary, theta),
+        **_rope(rope, given, rotary, theta),
         "rotary": None if rotary == head_dim else rotary,
         "tied": bool(given["tie_word_embeddings"]),
         "qkv_bias": biased,
@@ -94,6 +95,7 @@ def _architecture(config: dict[str, Any]) -> Architecture:
         "query_scale": None if pre is None else float(pre) ** -0.5,
         "score_cap": given.get("attn_logit_softcapping"),
         "logit_cap": given.get("final_logit_softcapping"),
+        "experts": _experts(given, layers),
     }
     return Architecture(**{**fields, **family.fields})
 
@@ -135,6 +137,27 @@ def _windows(given: dict[str, Any], layers: int) -> tuple[int, ...]:
     return windows if any(windows) else ()
 
 
+def _experts(given: dict[str, Any], layers: int) -> Experts | None:
+    """`Architecture.experts` of a family that has them: in every `decoder_sparse_step`-th layer, some left out."""
+    count = given.get("num_local_experts") or given.get("num_experts")
+    if not count:
+        return None
+    if layers > WIDEST or int(count) > WIDEST:
+        raise ValueError(f"num_hidden_layers is {layers}, num_experts {count}; there can be {WIDEST} at most")
+    step, plain = int(given.get("decoder_sparse_step") or 1), set(given.get("mlp_only_layers") or ())
+    dense = tuple(i for i in range(layers) if i in plain or (i + 1) % step)
+    if len(dense) == layers:
+        return None
+    return Experts(
+        count=int(count),
+        active=int(given["num_experts_per_tok"]),
+        ffn=int(given.get("moe_intermediate_size") or given["intermediate_size"]),
+        shared=int(given.get("shared_expert_intermediate_size") or 0),
+        normalized=bool(given["norm_topk_prob"]),
+        dense=dense,
+    )
+
+
 def write_config(arch: Architecture) -> dict[str, Any]:
     """The config.json of an architecture: what `read_architecture` reads back.
 
@@ -143,7 +166,8 @@ def write_config(arch: Architecture) -> dict[str, Any]:
     """
     if arch.beyond_llama:
         raise ValueError(
-            f"a Llama config.json has no keys for {arch.beyond_llama}; only Llama-family models are written"
+            f"a Llama config.json has no keys for {arch.beyond_llama}; only Llama-family models are written "
+            "(qjax.io.save keeps the parameters of any other)"
         )
     if arch.qkv_bias != arch.o_bias:
         raise ValueError(
@@ -167,6 +191,28 @@ def write_config(arch: Architecture) -> dict[str, Any]:
         "attention_bias": arch.qkv_bias,
         "mlp_bias": arch.ffn_bias,
         "max_position_embeddings": arch.context,
+    }
+
+
+def _rope(rope: dict[str, Any], given: dict[str, Any], rotary: int, theta: float) -> dict[str, Any]:
+    """The fields of RoPE's divisors; LongRoPE's, which only families with an original context have, are two lists."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    # "su" and "yarn" are what Phi-3's first configurations called it.
+    if "original_max_position_embeddings" not in given or kind not in ("longrope", "su", "yarn"):
+        return {"rope_factors": _rope_factors(rope, rotary, theta)}
+    for key in set(rope) - {*ROPE_KEYS, "long_factor", "short_factor", "attention_factor"}:
+        if rope[key] is not None:
+            raise ValueError(f"RoPE scaling {kind!r}: {key} is {rope[key]!r}, a setting that is not known here")
+    original = int(rope.get("original_max_position_embeddings") or given["original_max_position_embeddings"] or 0)
+    if original < 2:
+        raise ValueError(f"config.json: original_max_position_embeddings is {original}, no length of a text")
+    ratio = float(rope.get("factor") or given["max_position_embeddings"] / original)
+    scale = 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(original))
+    return {
+        "rope_factors": tuple(map(float, rope["short_factor"])),
+        "long_factors": tuple(map(float, rope["long_factor"])),
+        "original_context": original,
+        "rope_scale": float(rope.get("attention_factor") or scale),
     }
 
 

@@ -6,7 +6,8 @@ Parameters are one subtree per layer, kernels stored [in, out]:
     layers/<i>/{attn_norm, ffn_norm}/scale; norm/scale; head [width, vocab] unless tied; biases as attn/q_bias.
 
 By the architecture also positions [context, width]; attn/{q_norm, k_norm}; {attn_post_norm, ffn_post_norm}, whose sites
-are called like the others; a norm's bias beside its scale; and no ffn/gate.
+are called like the others; a norm's bias beside its scale; no ffn/gate; and in layers with experts what
+`qjax.models.experts` says of ffn and its sites.
 
 Every layer runs through one jitted block, so an eager call compiles it once however deep the model is: where layers
 differ in window or RoPE, both are arguments of the block. Activations are
@@ -33,18 +34,14 @@ from qjax.kv.cache import Cache
 from qjax.kv.float_cache import FloatCache
 from qjax.models import wiring
 from qjax.models.architecture import Architecture
+from qjax.models.experts import mixture
+from qjax.models.feed_forward import feed_forward, linear
 from qjax.models.norms import normed
 from qjax.models.rope import Turns, rotate, turns_by_kind, turns_of
 from qjax.trace.topology import Topology
 
 Params = Mapping[str, Any]
 FLOAT = FloatCache()
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-}
 
 SITES = (
     "attn_norm/output",
@@ -99,7 +96,8 @@ class Decoder:
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [batch, tokens], got shape {tokens.shape}")
         at = _in_order(tokens.shape[1]) if positions is None else positions
-        x, turns, windows = _embed(self.arch, params, tokens, at), turns_by_kind(self.arch, at), _windows(self.arch)
+        x, turns = _embed(self.arch, params, tokens, at), turns_by_kind(self.arch, at, tokens.shape[1])
+        windows = _windows(self.arch)
         if self.scan:
 
             def body(x: Array, layer: Any) -> tuple[Array, None]:
@@ -134,6 +132,15 @@ class Decoder:
         layers = [(self.key_cache.init(*size), self.value_cache.init(*size)) for _ in range(self.arch.layers)]
         return jax.tree.map(lambda *a: jnp.stack(a), *layers) if self.scan else tuple(layers)
 
+    def _capacity(self, state: Any) -> int:
+        """How many positions a state has room for."""
+
+        def slots(state: Any) -> Array:
+            keys = jax.tree.map(lambda a: a[0], state[0]) if self.scan else state[0][0]
+            return self.key_cache.decode(keys)[1]
+
+        return jax.eval_shape(slots, state).shape[1]
+
     def decode(
         self, params: Params, state: Any, tokens: Array, positions: Array, last: bool = False
     ) -> tuple[Array, Any]:
@@ -151,8 +158,9 @@ class Decoder:
         Returns:
             float32 [batch, tokens (1 if last), vocab] and the new state.
         """
-        x, turns = _embed(self.arch, params, tokens, positions), turns_by_kind(self.arch, positions)
-        windows = _windows(self.arch)
+        x, windows = _embed(self.arch, params, tokens, positions), _windows(self.arch)
+        context = 0 if self.arch.original_context is None else self._capacity(state)
+        turns = turns_by_kind(self.arch, positions, context)
         if self.scan:
 
             def body(x: Array, layer: Any) -> tuple[Array, Any]:
@@ -224,16 +232,10 @@ def _head(arch: Architecture, norm: Params, head: Array, x: Array) -> Array:
     return _capped(jnp.einsum("btd,vd->btv" if arch.tied else "btd,dv->btv", x, head), arch.logit_cap)
 
 
-def _linear(weights: Params, name: str, x: Array) -> Array:
-    y = x @ weights[name]
-    bias = weights.get(f"{name}_bias")
-    return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
-
-
 def _heads(arch: Architecture, attn: Params, name: str, x: Array) -> Array:
     """Queries or keys [batch, tokens, heads, head_dim] before RoPE, normalized where the architecture says so."""
     batch, tokens, _ = x.shape
-    y = _linear(attn, name, x)
+    y = linear(attn, name, x)
     if arch.qk_norm == "width":
         y = normed(arch, attn[f"{name}_norm"], y)
     y = y.reshape(batch, tokens, -1, arch.head_dim)
@@ -249,22 +251,20 @@ def _layer(
 ) -> tuple[Array, Any]:
     """One layer around `attend`: (q, k, v) [batch, tokens, heads, dim] to mixed values and the cache's new state."""
     batch, tokens, _ = x.shape
-    attn, ffn, activation = layer["attn"], layer["ffn"], ACTIVATIONS[arch.activation]
+    attn, ffn = layer["attn"], layer["ffn"]
     h = _named_norm(arch, layer, "attn_norm", x)
     q, k = _heads(arch, attn, "q", h), _heads(arch, attn, "k", h)
-    v = _linear(attn, "v", h).reshape(batch, tokens, arch.kv_heads, arch.head_dim)
+    v = linear(attn, "v", h).reshape(batch, tokens, arch.kv_heads, arch.head_dim)
     q = checkpoint_name(q if turns is None else rotate(q, turns), "attn/query")
     k = checkpoint_name(k if turns is None else rotate(k, turns), "attn/key")
     v = checkpoint_name(v, "attn/value")
     mixed, state = attend(q, k, v)
     mixed = checkpoint_name(mixed.reshape(batch, tokens, arch.heads * arch.head_dim), "attn/mixed")
-    between = x + _named_norm(arch, layer, "attn_post_norm", _linear(attn, "o", mixed))
+    between = x + _named_norm(arch, layer, "attn_post_norm", linear(attn, "o", mixed))
     between = checkpoint_name(between, "residual/attn")
     h = _named_norm(arch, layer, "ffn_norm", x if arch.parallel else between)
-    product = activation(_linear(ffn, "gate" if arch.gated else "up", h))
-    product = checkpoint_name(product * _linear(ffn, "up", h) if arch.gated else product, "ffn/product")
-    y = _named_norm(arch, layer, "ffn_post_norm", _linear(ffn, "down", product))
-    return checkpoint_name(between + y, "residual/ffn"), state
+    y = mixture(arch, ffn, h) if "router" in ffn else feed_forward(arch, ffn, h, "ffn/product")
+    return checkpoint_name(between + _named_norm(arch, layer, "ffn_post_norm", y), "residual/ffn"), state
 
 
 def _scaled(arch: Architecture, q: Array) -> Array:
@@ -340,7 +340,7 @@ def _initial(key: Array, path: str, shape: tuple[int, ...]) -> Array:
         return jnp.ones(shape, jnp.float32)
     if path.endswith(("_bias", "/bias")):
         return jnp.zeros(shape, jnp.float32)
-    fan_in = shape[1] if path in ("embed", "positions") else shape[0]
+    fan_in = shape[1] if path in ("embed", "positions") else shape[-2]
     return jax.random.normal(key, shape, jnp.float32) * jnp.float32(fan_in**-0.5)
 
 

@@ -22,12 +22,21 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """One stored matrix that is an entry of a leaf of ours: of the expert with that number."""
+
+    path: str
+    number: int
+
+
+@dataclass(frozen=True)
 class Family:
     """One `model_type`.
 
     Attributes:
         layers: what the names of a layer's tensors begin with, before its number.
-        modules: module below a layer -> our kernel or norm below layers/<i>.
+        modules: module below a layer -> our kernel or norm below layers/<i>; "*" stands for the number of an expert,
+            whose tensor is one matrix of a leaf.
         outer: modules outside the layers, in the same way.
         names: our (Llama's) name of a setting -> the family's, where they differ.
         settings: settings that only some families have, with the values that hold where config.json is silent.
@@ -104,6 +113,15 @@ GEMMA_SETTINGS = {
     "sliding_window": 4096,
     "layer_types": None,
 }
+QWEN_EXPERTS = {
+    "mlp.gate": "ffn/router",
+    **{f"mlp.experts.*.{name}_proj": f"ffn/experts/{name}" for name in ("gate", "up", "down")},
+}
+QWEN_SHARED = {
+    **{f"mlp.shared_expert.{name}_proj": f"ffn/shared/{name}" for name in ("gate", "up", "down")},
+    "mlp.shared_expert_gate": "ffn/shared_gate",
+}
+ROUTED = {"decoder_sparse_step": 1, "mlp_only_layers": None, "norm_topk_prob": False, "num_local_experts": None}
 LEARNED = {"norm": "layer", "gated": False, "rotary": 0, "learned_positions": True}
 SWITCHED = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
 
@@ -114,6 +132,50 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": Family(
         {**LLAMA, **QK_NORMS},
         settings={"head_dim": 128, "attention_bias": False, **SWITCHED},
+        fields={"qk_norm": "head"},
+    ),
+    "mixtral": Family(
+        {
+            **PRE_NORMS,
+            **ATTENTION,
+            "block_sparse_moe.gate": "ffn/router",
+            "block_sparse_moe.experts.*.w1": "ffn/experts/gate",
+            "block_sparse_moe.experts.*.w3": "ffn/experts/up",
+            "block_sparse_moe.experts.*.w2": "ffn/experts/down",
+        },
+        settings={
+            "sliding_window": None,
+            "rope_theta": 1000000.0,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+        },
+        names={"num_experts": "num_local_experts"},
+    ),
+    "qwen2_moe": Family(
+        {**LLAMA, **QWEN_EXPERTS, **QWEN_SHARED},
+        settings={
+            **SWITCHED,
+            **ROUTED,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+        },
+        only={"qkv_bias": True, "use_sliding_window": False},
+        fields={"qkv_bias": True},
+    ),
+    "qwen3_moe": Family(
+        {**LLAMA, **QK_NORMS, **QWEN_EXPERTS},
+        settings={
+            "attention_bias": False,
+            **SWITCHED,
+            **ROUTED,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+        },
+        only={"use_sliding_window": False},
         fields={"qk_norm": "head"},
     ),
     "phi3": Family(
@@ -127,7 +189,7 @@ FAMILIES: Mapping[str, Family] = {
         settings={
             "sliding_window": None,
             "partial_rotary_factor": 1.0,
-            # Of its RoPE with long and short factors alone, which is refused.
+            "max_position_embeddings": 4096,
             "original_max_position_embeddings": 4096,
         },
     ),

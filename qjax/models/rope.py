@@ -26,24 +26,37 @@ def rotate(x: Array, turns: Turns) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, *rest], axis=-1)
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def rotations(arch: Architecture, positions: Array, windowed: bool = False) -> Turns:
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def rotations(arch: Architecture, positions: Array, windowed: bool = False, long: bool = False) -> Turns:
     """Cosines and sines of RoPE for int32 positions [batch, tokens]: float32 [batch, tokens, rotated / 2] each.
 
-    `windowed` gives those of layers with a window.
+    `windowed` gives those of layers with a window, `long` those of a context longer than `arch.original_context`.
     """
     theta, factors = (arch.window_theta, None) if windowed and arch.window_theta else (arch.theta, arch.rope_factors)
+    if long and not windowed:
+        factors = arch.long_factors
     pairs = jnp.arange(0, arch.rotated, 2, dtype=jnp.float32) / jnp.float32(arch.rotated)
     frequencies = 1.0 / (jnp.float32(theta) ** pairs)
     if factors is not None:
         frequencies = frequencies / jnp.asarray(factors, jnp.float32)
     angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (
+        (cos, sin) if arch.rope_scale == 1 else (cos * jnp.float32(arch.rope_scale), sin * jnp.float32(arch.rope_scale))
+    )
 
 
-def turns_by_kind(arch: Architecture, positions: Array) -> tuple[Turns | None, Turns | None]:
-    """Those of layers that see everything, and of layers with a window where they differ."""
-    everywhere = rotations(arch, positions) if arch.rotated else None
+def turns_by_kind(arch: Architecture, positions: Array, context: int) -> tuple[Turns | None, Turns | None]:
+    """Those of layers that see everything, and of layers with a window where they differ.
+
+    LongRoPE (Ding et al. 2024, arXiv:2402.13753) has other frequencies for a `context` of more tokens than
+    `arch.original_context`. All keys of a text must be turned alike, so that length is one number, known while tracing:
+    the tokens of a forward pass (padding among them), the capacity of a cache. transformers goes by the largest
+    position of each call: the same for one pass, and for decoding with a cache whose capacity is on the side of the
+    original context where the text ends. A text that outgrows it there meets keys of both kinds.
+    """
+    long = arch.original_context is not None and context > arch.original_context
+    everywhere = rotations(arch, positions, False, long) if arch.rotated else None
     return everywhere, rotations(arch, positions, True) if arch.window_theta is not None else None
 
 

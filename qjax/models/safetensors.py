@@ -5,11 +5,14 @@ What a quantized matrix's tensors mean its container says (`qjax.io.containers`)
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -18,11 +21,14 @@ from qjax.io.containers import schemes
 from qjax.io.tensors import INDEX, Place, open_tensors
 from qjax.models.architecture import Architecture
 from qjax.models.decoder import nest
-from qjax.models.families import FAMILIES, Family, Fused
+from qjax.models.families import FAMILIES, Entry, Family, Fused
 from qjax.models.gguf import checked
+from qjax.qarray import QArray
 
 # Written by old versions of transformers; computed here.
 DERIVED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+# The number of an expert in the name of a module.
+NUMBER = re.compile(r"(?<=\.experts\.)(?:0|[1-9]\d{0,4})(?=\.)")
 FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -47,7 +53,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
-    """All parameters in the decoder's tree; files are memory-mapped, one tensor is read at a time.
+    """All parameters in the decoder's tree; files are memory-mapped, one tensor (or leaf of experts) is read at a time.
 
     Floats become float32 arrays; matrices that `quantization_config` names become `QArray`s [inputs, outputs] with the
     codes, scales and zero points of the file, `Pre(Quantize, q)` where it says that inputs are rounded too, and
@@ -64,22 +70,33 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
         raise ValueError(f"{folder} has {len(stored)} tensors, too few for num_hidden_layers={arch.layers}")
     shapes = arch.shapes
     modules: dict[str, dict[str, np.ndarray]] = {}
+    entries: dict[str, dict[int, Any]] = {}
     for name, tensor in _parts(stored, arch):
         module, suffix = _module(name)
         if suffix != "bias" and _linear(family, module) and scheme(module) is not None:
             modules.setdefault(module, {})[suffix] = tensor
             continue
         target = _float_target(family, folder, name, tensor)
+        if isinstance(target, Entry):
+            entries.setdefault(target.path, {})[target.number] = tensor
+            continue
         leaves |= _parameters(family, arch, target, suffix, jnp.asarray(tensor).astype(jnp.float32))
     for module, tensors in modules.items():
-        path, found = _target(family, module), scheme(module)
+        target, found = _target(family, module), scheme(module)
+        path = target.path if isinstance(target, Entry) else target
         if found is None or not isinstance(path, str) or path not in shapes:
             raise ValueError(
                 f"the checkpoint has a quantized {module}, the architecture has no "
                 f"{path if isinstance(path, str) else 'such matrix by itself'}"
             )
-        inputs, outputs = shapes[path]
-        leaves[path] = found.read(module, tensors, (inputs, outputs))
+        inputs, outputs = shapes[path][-2:]
+        leaf = found.read(module, tensors, (inputs, outputs))
+        if isinstance(target, Entry):
+            entries.setdefault(path, {})[target.number] = leaf
+        else:
+            leaves[path] = leaf
+    for path, matrices in entries.items():
+        leaves[path] = _stacked(path, matrices, shapes.get(path, (0,)))
     return nest(checked(leaves, arch))
 
 
@@ -97,7 +114,7 @@ def places(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str
     for file in _files(folder):
         for name, tensor in _parts(open_tensors(file), arch):
             target, suffix = _float_target(family, folder, name, tensor), _module(name)[1]
-            if isinstance(target, Fused) or family.gain_offset or family.skipped_positions:
+            if isinstance(target, Fused | Entry) or family.gain_offset or family.skipped_positions:
                 raise ValueError(f"{folder}: {name} is stored in another form than ours; load it, then export")
             path = _path(target, suffix)
             if path in found:
@@ -170,11 +187,37 @@ def _parts(stored: Mapping[str, np.ndarray], arch: Architecture) -> Iterator[tup
             yield name, tensor
 
 
-def _float_target(family: Family, folder: Path, name: str, tensor: np.ndarray) -> str | Fused:
+def _stacked(path: str, matrices: Mapping[int, Any], shape: tuple[int, ...]) -> Any:
+    """The leaf [experts, in, out] of matrices by expert: stored floats [out, in], or quantized [in, out]."""
+    if odd := sorted(set(matrices) ^ set(range(shape[0]))):
+        word = "lacks" if odd[0] < shape[0] else "also has"
+        raise ValueError(f"{path} has {shape[0]} experts; the checkpoint {word} {', '.join(map(str, odd[:5]))}")
+    ordered = [matrices[i] for i in range(shape[0])]
+    if all(isinstance(m, np.ndarray) for m in ordered):
+        if wrong := [m.shape for m in ordered if m.shape != shape[:0:-1]]:
+            raise ValueError(f"{path}: an expert is stored as {wrong[0]}, the architecture needs {shape[:0:-1]}")
+        leaf = np.empty(shape, np.float32)
+        for i, m in enumerate(ordered):
+            leaf[i] = m.T
+        return jnp.asarray(leaf)
+    if not all(isinstance(m, QArray) and m.meta == ordered[0].meta for m in ordered):
+        raise ValueError(
+            f"{path}: its experts are quantized in different formats, or with their inputs reordered or rounded, which "
+            "one leaf of them does not hold; load the float checkpoint and quantize that"
+        )
+
+    def stack(*parts: Array) -> Array:
+        dtype = functools.reduce(jnp.promote_types, (part.dtype for part in parts))  # scales lie in the narrowest
+        return jnp.stack([part.astype(dtype) for part in parts])
+
+    return jax.tree.map(stack, *ordered)
+
+
+def _float_target(family: Family, folder: Path, name: str, tensor: np.ndarray) -> str | Fused | Entry:
     """What a float tensor is of."""
     module, suffix = _module(name)
     target = _target(family, module)
-    if target is None or suffix not in ("weight", "bias"):
+    if target is None or suffix not in ("weight", "bias") or (isinstance(target, Entry) and suffix == "bias"):
         raise ValueError(f"the checkpoint has a tensor {name!r} that no parameter of this family answers to")
     if tensor.dtype.name not in FLOATS:
         raise ValueError(f"{folder}: {name} is {tensor.dtype.name}, only {', '.join(FLOATS)} can be read as floats")
@@ -190,23 +233,27 @@ def _module(name: str) -> tuple[str, str]:
 def _linear(family: Family, module: str) -> bool:
     """Whether a module is one that settings call linear: it has a kernel, and is neither a norm nor the embedding."""
     target = _target(family, module)
+    target = target.path if isinstance(target, Entry) else target
     paths = target.parts if isinstance(target, Fused) else () if target is None else (target,)
     return any(path == "head" or "/attn/" in path or "/ffn/" in path for path in paths if not path.endswith("norm"))
 
 
-def _target(family: Family, module: str) -> str | Fused | None:
+def _target(family: Family, module: str) -> str | Fused | Entry | None:
     """Our path, or paths, of a module; None where there is none."""
     if module not in family.outer and not module.startswith(family.layers):
         module = family.base + module
     if module in family.outer:
         return family.outer[module]
     layer, _, local = module.removeprefix(family.layers).partition(".")
+    number = NUMBER.search(f".{local}")
+    local = NUMBER.sub("*", f".{local}")[1:]
     if not module.startswith(family.layers) or local not in family.modules:
         return None
     found = family.modules[local]
     if isinstance(found, Fused):
         return Fused(tuple(f"layers/{layer}/{part}" for part in found.parts), found.by_head)
-    return f"layers/{layer}/{found}"
+    path = f"layers/{layer}/{found}"
+    return path if number is None else Entry(path, int(number[0]))
 
 
 def _parameters(family: Family, arch: Architecture, target: str | Fused, suffix: str, w: Array) -> dict[str, Array]:

@@ -15,6 +15,9 @@ def topology(arch: Architecture, scan: bool = False) -> Topology:
     matrix can take, so that no rotation of the stream is exact: there are neither readers nor writers. Normalized
     queries and keys pass no scale, and the record has no word for pairs among the first channels of a head: no scores.
 
+    A leaf of experts is one port: what is folded into it is folded into each of its matrices. The router and the gate
+    of a shared expert read the same norm.
+
     >>> arch = Architecture(vocab=32, width=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=16)
     >>> topology(arch).products[1].down
     Port(path='layers/1/ffn/down', axis=-2, bias=None)
@@ -25,24 +28,41 @@ def topology(arch: Architecture, scan: bool = False) -> Topology:
         writers.append(Port("positions", -1))
     norms, values, scores, products = [], [], [], []
     sizes = {"heads": arch.heads, "kv_heads": arch.kv_heads, "head_dim": arch.head_dim}
-    for prefix in ["layers"] if scan else [f"layers/{i}" for i in range(arch.layers)]:
-        attn, ffn = f"{prefix}/attn", f"{prefix}/ffn"
+    for layer, prefix in enumerate(["layers"] if scan else [f"layers/{i}" for i in range(arch.layers)]):
+        attn = f"{prefix}/attn"
         heads = tuple(Port(f"{attn}/{name}", -2) for name in "qkv")
-        up, down = _output(f"{ffn}/up", arch.ffn_bias), Port(f"{ffn}/down", -2)
-        gate = _output(f"{ffn}/gate", arch.ffn_bias) if arch.gated else None
-        inner = tuple(Port(port.path, -2) for port in (gate, up) if port is not None)
+        own, gates = _feed_forward(arch, f"{prefix}/ffn", layer)
+        inner = (*gates, *(Port(p.path, -2) for one in own for p in (one.gate, one.up) if p is not None))
         readers += [*heads, *inner]
-        writers += [_output(f"{attn}/o", arch.o_bias), _output(f"{ffn}/down", arch.ffn_bias)]
+        writers += [_output(f"{attn}/o", arch.o_bias), *(_output(p.down.path, _biased(arch, layer)) for p in own)]
         if "attn_norm" in arch.norms:
             norms += [_norm(arch, f"{prefix}/attn_norm", heads), _norm(arch, f"{prefix}/ffn_norm", inner)]
         q, k, v = (_output(f"{attn}/{name}", arch.qkv_bias) for name in "qkv")
         values.append(Values(v, Port(f"{attn}/o", -2), **sizes))
         if arch.qk_norm is None and arch.rotated in (0, arch.head_dim):
             scores.append(Scores(q, k, **sizes, rope="halves" if arch.rotated else None))
-        products.append(Product(gate, up, down, homogeneous=arch.activation == "relu"))
+        products += own
     norms.append(_norm(arch, "norm", (head,)))
     stream = ((*readers, head), tuple(writers)) if arch.placement == "pre" else ((), ())
     return Topology(*stream, tuple(norms), tuple(values), tuple(scores), tuple(products), rms=arch.norm == "rms")
+
+
+def _feed_forward(arch: Architecture, ffn: str, layer: int) -> tuple[list[Product], tuple[Port, ...]]:
+    """The products of a layer's FFN or of its experts, and what else reads the same input."""
+
+    def product(prefix: str, bias: bool) -> Product:
+        gate = _output(f"{prefix}/gate", bias) if arch.gated else None
+        return Product(gate, _output(f"{prefix}/up", bias), Port(f"{prefix}/down", -2), arch.activation == "relu")
+
+    if arch.experts is None or not arch.routed(layer):
+        return [product(ffn, arch.ffn_bias)], ()
+    shared = [product(f"{ffn}/shared", False)] if arch.experts.shared else []
+    gates = [Port(f"{ffn}/router", -2), *([Port(f"{ffn}/shared_gate", -2)] if shared else [])]
+    return [product(f"{ffn}/experts", False), *shared], tuple(gates)
+
+
+def _biased(arch: Architecture, layer: int) -> bool:
+    return arch.ffn_bias and not arch.routed(layer)
 
 
 def _norm(arch: Architecture, path: str, consumers: tuple[Port, ...]) -> Norm:

@@ -34,6 +34,9 @@ ARCHS = {
     "parallel, means, partial rope": dataclasses.replace(
         LLAMA, norm="layer", parallel=True, gated=False, activation="gelu", rotary=2, qkv_bias=True, ffn_bias=True
     ),
+    "frequencies by length": dataclasses.replace(
+        LLAMA, rope_factors=(1.0, 1.5), long_factors=(2.0, 9.0), original_context=7, rope_scale=1.2
+    ),
     "learned positions": dataclasses.replace(
         LLAMA, norm="layer", gated=False, activation="relu", rotary=0, learned_positions=True, context=9
     ),
@@ -62,6 +65,26 @@ def test_decoding_and_scanning_are_the_forward_pass(name, scan):
         logits, state = model.decode(params, state, padded[:, part], np.broadcast_to(at[part], (2, len(at[part]))))
         got.append(logits)
     np.testing.assert_allclose(np.concatenate(got, axis=1)[:, 1:], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_length_of_a_context_chooses_its_frequencies():
+    """The tokens of a forward pass, the capacity of a cache; one length for all keys of a text."""
+    arch = ARCHS["frequencies by length"]
+    params, at = params_of(arch), POSITIONS[:, :7]
+    plain = {"long_factors": None, "original_context": None}
+    short, long = (
+        Decoder(dataclasses.replace(arch, **plain, rope_factors=factors))
+        for factors in (arch.rope_factors, arch.long_factors)
+    )
+    np.testing.assert_array_equal(Decoder(arch)(params, TOKENS[:, :7]), short(params, TOKENS[:, :7]))
+    np.testing.assert_array_equal(Decoder(arch)(params, TOKENS), long(params, TOKENS))
+    for scan in (False, True):
+        model, own = Decoder(arch, scan=scan), stack_layers(params) if scan else params
+        for capacity, same in ((7, short), (8, long)):
+            got = model.decode(own, model.init_cache(2, capacity), TOKENS[:, :7], at)[0]
+            np.testing.assert_allclose(got, same(params, TOKENS[:, :7]), rtol=1e-4, atol=1e-4)
+    moved = np.abs(short(params, TOKENS) - long(params, TOKENS))
+    assert moved.max() > 0.05
 
 
 def test_windows_and_their_bases_share_one_compiled_block():
@@ -104,6 +127,7 @@ def test_containers_refuse_what_is_no_llama(tmp_path, name):
         assert not (tmp_path / to).exists()
 
 
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [1.0, 8.0]}
 SIZES = {
     "vocab_size": 32,
     "hidden_size": 8,
@@ -127,7 +151,14 @@ SIZES = {
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ({"model_type": "opt", "ffn_dim": 16, "do_layer_norm_before": False}, "do_layer_norm_before is False"),
         ({"model_type": "opt", "ffn_dim": 16, "word_embed_proj_dim": 4}, "word_embed_proj_dim is 4"),
-        ({"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "'longrope'"),
+        ({"model_type": "llama", "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 2}}, "'longrope'"),
+        ({"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 2}}, "long_factor"),
+        ({"model_type": "phi3", "rope_scaling": {**LONGROPE, "short_factor": [1.0]}}, "rope_factors has 1 entries"),
+        ({"model_type": "phi3", "rope_scaling": {**LONGROPE, "mscale": 2.0}}, "mscale is 2.0"),
+        (
+            {"model_type": "phi3", "rope_scaling": LONGROPE, "original_max_position_embeddings": 1},
+            "original_max_position_embeddings is 1",
+        ),
     ],
 )
 def test_settings_that_change_the_function_are_refused(settings, message):
@@ -156,5 +187,9 @@ def test_settings_become_data():
     gemma = read("gemma3_text", num_hidden_layers=8, rope_scaling={"rope_type": "linear", "factor": 8.0})
     assert (gemma.windows, gemma.theta, gemma.window_theta) == ((4096,) * 5 + (0,), 1e6, 1e4)
     assert set(gemma.rope_factors) == {8.0}
+    phi = read("phi3", rope_scaling=LONGROPE, max_position_embeddings=2**16, original_max_position_embeddings=2**8)
+    assert (phi.rope_factors, phi.long_factors, phi.original_context) == ((1.0, 2.0), (1.0, 8.0), 2**8)
+    assert phi.rope_scale == 2**0.5  # sqrt(1 + log(2^8) / log(2^8))
+    assert read("phi3", rope_scaling=LONGROPE).rope_scale == 1.0
     half = {"rope_type": "default", "rope_theta": 7.0, "partial_rotary_factor": 0.5}
     assert (read("phi3", rope_parameters=half).rotated, read("phi3", rope_parameters=half).theta) == (2, 7.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qjax.equivalence import rotate_stream
-from qjax.models import Architecture, Decoder, stack_layers
+from qjax.models import Architecture, Decoder, Experts, stack_layers
 from qjax.models.decoder import nest
 from qjax.operators import Hadamard
 from qjax.trace.paths import leaves_with_paths, replace_leaves
@@ -18,6 +18,7 @@ TIED = Architecture(vocab=32, width=12, layers=2, heads=4, kv_heads=2, head_dim=
 ARCHS = {
     "tied": TIED,
     "untied, biases": dataclasses.replace(TIED, tied=False, qkv_bias=True, o_bias=True, ffn_bias=True),
+    "experts": dataclasses.replace(TIED, experts=Experts(4, 2, 6, shared=10, normalized=False)),
 }
 # What other families change, two models of it.
 VARIANTS = {
@@ -93,7 +94,7 @@ def test_every_scale_the_record_allows_leaves_the_logits_alone(arch, scan):
         scaled(leaves, pair.q, 1 / np.repeat(factor, pair.heads // pair.kv_heads, axis=1).ravel())
     for product in wiring.products:
         assert product.passes_scales
-        factor = draw(arch.ffn)
+        factor = draw(leaves[product.down.path].shape[-2])
         scaled(leaves, product.up, factor)
         scaled(leaves, product.down, 1 / factor)
     np.testing.assert_allclose(logits(arch, scan, leaves), expected, rtol=2e-4, atol=2e-4)
@@ -137,4 +138,4 @@ def test_what_an_architecture_forbids_is_not_in_the_record():
 def test_every_matrix_is_wired():
     for arch in ARCHS.values():
         wired = {port.path for port in Decoder(arch).topology.ports()}
-        assert wired == {path for path, shape in arch.shapes.items() if len(shape) == 2}
+        assert wired == {path for path, shape in arch.shapes.items() if len(shape) >= 2}

@@ -25,6 +25,11 @@ SIZES = {
     "eos_token_id": 1,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
+# transformers goes by each call's last position: prefill and every step have to be on one side of the original context.
+LONG = {"max_position_embeddings": 64, "original_max_position_embeddings": PREFILL - 1}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [1.0, 2.5, 6.0, 9.0]}
+HALF = {"attention_factor": 1.3, "partial_rotary_factor": 0.5, "short_factor": [1.0, 1.5], "long_factor": [4.0, 9.0]}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "router_aux_loss_coef": 0.0}
 # Windows shorter than the text, so that what has left them shows.
 CASES = {
     "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 10}),
@@ -44,6 +49,18 @@ CASES = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
         },
     ),
+    "phi3, longrope in a long context": ("Phi3", {"rope_parameters": {**LONGROPE, "rope_theta": 5000.0}, **LONG}),
+    "phi3, longrope in a short context": (
+        "Phi3",
+        {
+            "rope_parameters": {**LONGROPE, **HALF},
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "sliding_window": 6}),
+    "qwen2_moe": ("Qwen2Moe", {**EXPERTS, "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]}),
+    "qwen3_moe": ("Qwen3Moe", {**EXPERTS, "head_dim": 6, "norm_topk_prob": True, "decoder_sparse_step": 2}),
     "olmo2": ("Olmo2", {}),
     "gemma2": ("Gemma2", {"head_dim": 10, "sliding_window": 5, "query_pre_attn_scalar": 7, "num_hidden_layers": 3}),
     "gemma3": (
