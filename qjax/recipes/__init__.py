@@ -61,6 +61,7 @@ from qjax.recipes.nagel2021_white_paper import white_paper
 from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
 from qjax.recipes.plain_cache import kv_cache
 from qjax.recipes.plain_products import weights_and_inputs
+from qjax.recipes.ramachandran2024_microscopiq import microscopiq
 from qjax.recipes.round_to_nearest import rtn
 from qjax.recipes.shao2023_omniquant import omniquant
 from qjax.recipes.sheng2023_flexgen import flexgen
@@ -136,6 +137,7 @@ __all__ = [
     "loftq",
     "lorc",
     "lqer",
+    "microscopiq",
     "milo",
     "mixed_groups",
     "mobilequant",

@@ -41,6 +41,7 @@ from qjax.transforms.map_rules import Factors as Factors
 from qjax.transforms.map_rules import Scales as Scales
 from qjax.transforms.matrices import correct_with as correct_with
 from qjax.transforms.matrices import quantize_with as quantize_with
+from qjax.transforms.micro_blocks import prune_for_outliers as prune_for_outliers
 from qjax.transforms.mixtures import bitstack as bitstack
 from qjax.transforms.mixtures import gobo as gobo
 from qjax.transforms.mixtures import keep_worst as keep_worst

@@ -131,15 +131,15 @@ def _clustered(w: jax.Array, gram: jax.Array, fmt: Format, outliers: float, sens
     return solvers.squeezellm(w, jnp.diagonal(gram)[:, None], fmt, outliers=outliers, sensitive=sensitive)
 
 
-def kept_apart(w: jax.Array, q: QArray, score: jax.Array) -> tuple[Any, int]:
-    """`q` with the entries of positive score made exact by a sparse term, and how many there are in a matrix."""
+def kept_apart(w: jax.Array, q: QArray, score: jax.Array, store: str = "float32") -> tuple[Any, int]:
+    """`q` with the entries of positive score made those of w by a sparse term, and how many there are in a matrix."""
     count = int(jnp.max(jnp.sum(score > 0, axis=(-2, -1))))
     if count == 0:
         return q, 0
     rest = w - dispatch.dense(q).astype(jnp.float32)
 
     def term(rest: jax.Array, score: jax.Array) -> Sparse:
-        return outliers_solver.split(rest, score, count)[1]
+        return outliers_solver.split(rest, score, count, store)[1]
 
     return Sum((q, batched(term, w.ndim - 2)(rest, score))), count
 
