@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import gguf
@@ -27,6 +28,12 @@ TO_GGUF = {
     "ffn/down": "ffn_down",
     "attn_norm/scale": "attn_norm",
     "ffn_norm/scale": "ffn_norm",
+    "attn/q_norm/scale": "attn_q_norm",
+    "attn/k_norm/scale": "attn_k_norm",
+}
+QWEN = {
+    "qwen2": dataclasses.replace(ARCH, qkv_bias=True, tied=True),
+    "qwen3": dataclasses.replace(ARCH, head_dim=32, qk_norm="head"),
 }
 
 
@@ -44,6 +51,8 @@ def write(path, weights, *, kind=None, drop=(), family="llama", splitter="smollm
     writer.add_feed_forward_length(ARCH.ffn)
     writer.add_head_count(ARCH.heads)
     writer.add_head_count_kv(ARCH.kv_heads)
+    if family == "qwen3":
+        writer.add_key_length(QWEN["qwen3"].head_dim)
     writer.add_rope_freq_base(ARCH.theta)
     writer.add_layer_norm_rms_eps(ARCH.eps)
     writer.add_tokenizer_model("gpt2")
@@ -71,8 +80,9 @@ def write(path, weights, *, kind=None, drop=(), family="llama", splitter="smollm
         else:
             layer, local = path_.removeprefix("layers/").split("/", 1)
             stored = w.T if w.ndim == 2 else w
-            heads = {"attn/q": ARCH.heads, "attn/k": ARCH.kv_heads}.get(local)
-            add(f"blk.{layer}.{TO_GGUF[local]}.weight", stored if heads is None else permute(stored, heads))
+            heads = {"attn/q": ARCH.heads, "attn/k": ARCH.kv_heads}.get(local) if family == "llama" else None
+            suffix, local = "bias" if local.endswith("_bias") else "weight", local.removesuffix("_bias")
+            add(f"blk.{layer}.{TO_GGUF[local]}.{suffix}", stored if heads is None else permute(stored, heads))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -102,6 +112,30 @@ def test_float_file_gives_back_the_weights(tmp_path, weights):
     assert tokenizer.encode("ab12<user> <end>").tolist() == [4, 5, 6, 8, 3, 0]
     assert tokenizer.eos == 0
     assert tokenizer.decode([4, 0], special=False) == "ab"
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_qwen_files_keep_the_order_of_their_rows(tmp_path, family):
+    """Biases in Qwen2, norms of heads in Qwen3, and digits one by one behind a letter's word in both."""
+    random, arch = np.random.default_rng(0), QWEN[family]
+    weights = {path: random.normal(size=shape).astype(np.float32) for path, shape in arch.shapes.items()}
+    write(tmp_path / "m.gguf", weights, family=family, splitter="qwen2")
+    model, params, tokenizer = load(tmp_path / "m.gguf")
+    assert model.arch == dataclasses.replace(arch, context=128, eps=model.arch.eps)
+    found = flat(params)
+    assert found.keys() == weights.keys()
+    for path, w in weights.items():
+        np.testing.assert_array_equal(found[path], w, err_msg=path)
+    assert tokenizer.encode("ab12<user> a<end>").tolist() == [4, 5, 6, 8, 3, 1, 0]
+    assert np.isfinite(model(params, jnp.asarray([[4, 5, 6]]))).all()
+    write(tmp_path / "q.gguf", weights, family=family, kind=gguf.GGMLQuantizationType.Q8_0)
+    assert same_values(load(tmp_path / "q.gguf", quantized=True)[1], load(tmp_path / "q.gguf")[1]) == 14
+
+
+def test_a_norm_that_the_architecture_has_not_is_named(tmp_path, weights):
+    write(tmp_path / "m.gguf", {**weights, "layers/0/attn/q_norm/scale": np.ones(16, np.float32)})
+    with pytest.raises(ValueError, match="does not know: layers/0/attn/q_norm/scale"):
+        load(tmp_path / "m.gguf")
 
 
 def test_cells_are_the_spacing_of_the_grid(tmp_path, weights):
