@@ -32,6 +32,7 @@ from qjax.operators.maps.kronecker import Kronecker as Kronecker
 from qjax.operators.maps.orthogonal import Block as Block
 from qjax.operators.maps.orthogonal import Orthogonal as Orthogonal
 from qjax.operators.maps.permute import Permute as Permute
+from qjax.operators.maps.pinned import Pinned as Pinned
 from qjax.operators.maps.quantize import Quantize as Quantize
 from qjax.operators.maps.reassemble import Reassemble as Reassemble
 from qjax.operators.maps.residual_channels import ResidualChannels as ResidualChannels

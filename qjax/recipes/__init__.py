@@ -66,6 +66,7 @@ from qjax.recipes.round_to_nearest import rtn
 from qjax.recipes.shao2023_omniquant import omniquant
 from qjax.recipes.sheng2023_flexgen import flexgen
 from qjax.recipes.sun2024_flatquant import flatquant
+from qjax.recipes.sun2024_massive_activations import pinned_massive
 from qjax.recipes.tan2024_mobilequant import mobilequant
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.wang2024_bitstack import bitstack
@@ -80,6 +81,7 @@ from qjax.recipes.yan2026_d2quant import d2quant
 from qjax.recipes.yao2022_zeroquant import w8a8, zeroquant
 from qjax.recipes.yao2023_lorc import lorc
 from qjax.recipes.yi2024_rotated_runtime_smooth import rotated_runtime_smooth
+from qjax.recipes.yu2024_super_weight import without_weights
 from qjax.recipes.yuan2023_rptq import rptq
 from qjax.recipes.yvinec2023_nupes import nupes
 from qjax.recipes.zadeh2020_gobo import gobo
@@ -150,6 +152,7 @@ __all__ = [
     "outlier_suppression_plus",
     "outliertune",
     "owq",
+    "pinned_massive",
     "qera",
     "qllm",
     "quantease",
@@ -174,6 +177,7 @@ __all__ = [
     "w8a8",
     "weights_and_inputs",
     "white_paper",
+    "without_weights",
     "zeroquant",
     "zeroquant_fp",
 ]

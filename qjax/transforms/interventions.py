@@ -1,0 +1,115 @@
+"""Changes that quantize nothing and show what a network leans on: weights set to zero, massive activations pinned."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qjax.operators import Pinned
+from qjax.trace.paths import named_key
+from qjax.trace.sites import captured
+from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
+from qjax.transforms.leaves import float_core, transport
+
+By = Literal["product", "magnitude", "random"]
+
+
+def zero_weights(count: int = 1, *, by: By = "product", skip: int = 0) -> Transform:
+    """Set the `count` largest weights of all targets together to zero.
+
+    `by` says largest in what: the "product" of a weight and the largest input it meets in calibration, which finds
+    super weights; its own "magnitude"; or nothing ("random", from the run's key). The `skip` weights of the largest
+    products are left alone, so that the others can be removed without them.
+
+    Source: super weights (Yu et al. 2024, arXiv:2411.07191, section 3, where one forward pass shows them by the spikes
+    of a matrix's input and output); catalogue T6.
+
+    Raises:
+        ValueError: a count below 1 or beyond the targets' weights, a measure that does not exist; a leaf that is
+            quantized already, by name.
+    """
+    if count < 1 or skip < 0 or by not in ("product", "magnitude", "random"):
+        raise ValueError(f"zero_weights: count={count}, skip={skip}, by={by!r}; give at least 1, at least 0, and a By")
+
+    def edit(stage: Stage, key: jax.Array) -> Edit:
+        cores = {path: float_core(path, stage.params[path], stage.uses[path]) for path in stage.targets}
+        products: dict[str, jax.Array] = {}
+        for path, (core, w) in cores.items():
+            x = transport(path, core.maps, stage.statistics[path])["absmax"]
+            products[path] = jnp.abs(w) * x[..., None]
+        kept = _largest(products, skip)
+        scores = products
+        if by == "magnitude":
+            scores = {path: jnp.abs(w) for path, (_, w) in cores.items()}
+        elif by == "random":
+            scores = {path: jax.random.uniform(named_key(key, path), w.shape) for path, (_, w) in cores.items()}
+        scores = {path: jnp.where(kept[path], -1.0, score) for path, score in scores.items()}
+        gone = _largest(scores, count)
+        new, rows = {}, {}
+        for path, (core, w) in cores.items():
+            number = int(jnp.sum(gone[path]))
+            rows[path] = {"format": f"{number} zeroed"}
+            if number:
+                new[path] = core.holding(jnp.where(gone[path], 0.0, w).astype(core.matrix.dtype)).leaf()
+        return Edit(params=new, rows=rows)
+
+    return stateless(f"zero_weights {count} {by}", "model", edit, Needs(statistics=("absmax",)))
+
+
+def _largest(scores: dict[str, jax.Array], count: int) -> dict[str, jax.Array]:
+    """Masks of the `count` largest numbers of all arrays together; of equal ones the first."""
+    total = sum(s.size for s in scores.values())
+    if count > total:
+        raise ValueError(f"zero_weights: {count} of {total} weights; give a smaller count or more targets")
+    flat = np.concatenate([np.asarray(s, np.float32).reshape(-1) for s in scores.values()])
+    chosen = np.zeros(total, bool)
+    chosen[np.argsort(-flat, kind="stable")[:count]] = True
+    ends = np.cumsum([s.size for s in scores.values()])[:-1]
+    parts = np.split(chosen, ends)
+    return {path: jnp.asarray(m.reshape(s.shape)) for (path, s), m in zip(scores.items(), parts, strict=True)}
+
+
+def pin_massive(
+    fill: Literal["mean", "zero"] = "mean", *, magnitude: float = 1000.0, site: str = "*/residual/ffn"
+) -> Transform:
+    """Replace massive activations where they first appear, by zero or by their mean over the calibration data.
+
+    The first of the sites (a glob, in the order of the network) with a value of at least `magnitude` gets a tap: from
+    there on, such a value of a channel is the constant. Later layers are not touched.
+
+    Source: Sun et al. 2024 (arXiv:2402.17762, section 3): zero makes the model collapse, the mean changes nothing, so
+    they act as constant biases; catalogue T5.
+
+    Raises:
+        ValueError: no site of that name; no value that large, naming the largest there is.
+    """
+    if fill not in ("mean", "zero"):
+        raise ValueError(f"pin_massive: fill={fill!r}; give 'mean' or 'zero'")
+
+    def edit(stage: Stage, key: jax.Array) -> Edit:
+        del key
+        assert stage.fn is not None
+        look = jax.jit(captured(stage.fn, site))
+        leaves = tuple(stage.params.values())
+        sums: dict[str, Any] = {}
+        largest = 0.0
+        for batch in stage.inputs:
+            for name, x in look(leaves, batch)[1].items():
+                x = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+                large = jnp.abs(x) >= magnitude
+                here = jnp.stack([jnp.sum(jnp.where(large, x, 0.0), axis=0), jnp.sum(large, axis=0).astype(x.dtype)])
+                sums[name] = sums[name] + here if name in sums else here
+                largest = max(largest, float(jnp.max(jnp.abs(x))))
+        first = next((name for name, (_, n) in sums.items() if float(jnp.sum(n))), None)
+        if first is None:
+            raise ValueError(
+                f"pin_massive: the largest value at {site!r} is {largest:.4g}, below magnitude = {magnitude:g}"
+            )
+        total, number = sums[first]
+        values = jnp.where(number > 0, total / jnp.maximum(number, 1.0) if fill == "mean" else 0.0, jnp.nan)
+        return Edit(taps={first: Pinned(values, magnitude)})
+
+    return stateless(f"pin_massive {fill} {magnitude:g}", "model", edit)

@@ -1,0 +1,78 @@
+"""What a network leans on: weights removed, massive activations pinned."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.ad_checkpoint import checkpoint_name
+
+import qjax
+from qjax import transforms
+from tests import draw
+
+K, N = 16, 8
+
+
+def two(p, x):
+    return x @ p["a"] + x @ p["b"]
+
+
+def planted():
+    """Weights whose largest magnitude is b[1, 1] and whose largest product with an input is a[5, 2]."""
+    p = {"a": draw.normal(1, K, N, scale=0.1), "b": draw.normal(2, K, N, scale=0.1)}
+    p["a"], p["b"] = p["a"].at[5, 2].set(1.0), p["b"].at[1, 1].set(3.0)
+    return p, draw.normal(3, 32, K).at[:, 5].multiply(100.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "gone"),
+    [
+        ({"count": 1}, {("a", 5, 2)}),
+        ({"count": 1, "by": "magnitude"}, {("b", 1, 1)}),
+        ({"count": 2, "by": "magnitude"}, {("b", 1, 1), ("a", 5, 2)}),
+    ],
+)
+def test_the_largest_weights_of_all_targets_are_removed(options, gone):
+    p, x = planted()
+    q, _ = qjax.run(transforms.zero_weights(**options), two, p, [x], schedule="whole")
+    zeros = {(name, *map(int, place)) for name in p for place in np.argwhere(np.asarray(q[name]) == 0)}
+    assert zeros == gone
+
+
+def test_the_largest_products_can_be_left_alone_and_random_weights_follow_the_key():
+    p, x = planted()
+    q, report = qjax.run(transforms.zero_weights(40, by="magnitude", skip=3), two, p, [x], schedule="whole")
+    assert q["a"][5, 2] == 1.0 and sum(int((leaf == 0).sum()) for leaf in q.values()) == 40
+    assert sorted(row["format"].split()[1] for row in report.rows) == ["zeroed", "zeroed"]
+    again = [qjax.run(transforms.zero_weights(5, by="random"), two, p, [x], schedule="whole")[0] for _ in range(2)]
+    assert all((again[0][name] == again[1][name]).all() for name in p)
+    with pytest.raises(ValueError, match="300 of 256 weights"):
+        qjax.run(transforms.zero_weights(300), two, p, [x], schedule="whole")
+    with pytest.raises(ValueError, match="count=0"):
+        transforms.zero_weights(0)
+
+
+def sited(p, x):
+    for i in "01":
+        x = checkpoint_name(x + jnp.tanh(x @ p["layers"][i]["w"]), f"layers/{i}/residual")
+    return x
+
+
+def test_massive_activations_are_pinned_where_they_first_appear():
+    p = {"layers": {i: {"w": draw.normal(int(i), K, K, scale=0.1)} for i in "01"}}
+    x = draw.normal(5, 4, K).at[0, 3].set(500.0).at[1, 3].set(700.0)
+    program, _ = qjax.run(transforms.pin_massive("mean", magnitude=100.0, site="layers/*/residual"), sited, p, [x])
+    ((site, tap),) = program.taps.items()
+    behind = np.asarray(x + jnp.tanh(x @ p["layers"]["0"]["w"]))
+    assert site == "layers/0/residual"
+    np.testing.assert_allclose(tap.values[3], behind[:2, 3].mean(), rtol=1e-6)
+    assert np.isnan(np.delete(np.asarray(tap.values), 3)).all()
+    zero, _ = qjax.run(transforms.pin_massive("zero", magnitude=100.0, site="layers/*/residual"), sited, p, [x])
+    y = np.asarray(qjax.tapped(sited)(zero, x))
+    pinned = np.where(np.abs(behind) >= 100, 0.0, behind)
+    np.testing.assert_allclose(y, pinned + np.tanh(pinned @ np.asarray(p["layers"]["1"]["w"])), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="below magnitude = 1000"):
+        qjax.run(transforms.pin_massive(site="layers/*/residual"), sited, p, [x])
+    with pytest.raises(ValueError, match="fill='median'"):
+        transforms.pin_massive("median")  # type: ignore[arg-type]
