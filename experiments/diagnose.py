@@ -1,9 +1,10 @@
-"""Where a model's outliers are: `python -m experiments.diagnose [--model=...] [--tokens=512]`.
+"""Where a model's outliers are: `python -m experiments.diagnose [--model=...] [--tokens=512] [--prefix 1]`.
 
 For each layer: the three largest magnitudes and the median of the residual stream behind it, its massive activations
 (catalogue T4) and where they lie; of what enters the down projection, the outlier tokens, the crest factor, the median
 of the channels' effective levels under one 8-bit scale (catalogue T14) and the share that INT8 rounds to zero with a
-scale a token (catalogue T15). Then the outlier features (catalogue T1) and the super weights (catalogue T6, I9).
+scale a token (catalogue T15). Then the outlier features (catalogue T1) and the super weights (catalogue T6, I9). With
+`--prefix`, all this behind the keys and values of these tokens.
 """
 
 from __future__ import annotations
@@ -67,12 +68,16 @@ def main() -> None:
     parser.add_argument("--model", help="as in a config; SmolLM2-135M if left out")
     parser.add_argument("--data", default="topics", help="as in a config")
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--prefix", type=int, nargs="+", help="ids of tokens that every window attends to first")
     args = parser.parse_args()
     seen = subject.load(args.model)
     text = data.load_text(args.data)
     part = np.asarray(subject.tokenize(seen, data.split(text.text).development))
     window = jnp.asarray(data.windows(part, args.tokens, 1))
-    sites = {name: values[:, 0] for name, values in activations(seen.model, seen.params, window).items()}
+    params = seen.params
+    if args.prefix:
+        params, _ = qjax.run(qjax.transforms.prefix(args.prefix), seen.model, params, [window])
+    sites = {name: values[:, 0] for name, values in activations(seen.model, params, window).items()}
     print("\n".join(table(sites["residual/ffn"], sites["ffn/product"])))
     features = np.flatnonzero(diagnose.outlier_features(jnp.asarray(sites["attn_norm/output"])))
     print(f"\noutlier features of what the attention projections read: {len(features)}: {features.tolist()}")

@@ -197,7 +197,7 @@ class Study:
         pairs = [(found[r, better], found[r, worse]) for r in range(self.config["replicates"])]
         ratios = [math.log(a["metrics"]["perplexity"] / b["metrics"]["perplexity"]) for a, b in pairs]
         outcome = evaluate.verdict(ratios)
-        errors = [[{x["path"]: x["output_error"] for x in e["leaves"]} for e in pair] for pair in pairs]
+        errors = [[_measured(entry["leaves"]) for entry in pair] for pair in pairs]
         signs = [evaluate.sign_test(a, b) for a, b in errors if a.keys() == b.keys() and a]
         bits = pairs[0][0]["metrics"]["bpw"] - pairs[0][1]["metrics"]["bpw"]
         return claim | {
@@ -225,6 +225,11 @@ class Study:
 
 def _bar(name: str) -> Any:
     return lambda batches: tqdm(batches, desc=f"  {name}: evaluate", unit="batch", leave=False)
+
+
+def _measured(leaves: list[dict[str, Any]]) -> dict[str, float]:
+    """The error of every matrix's output; what a transform added (a prefix) is no matrix and has none."""
+    return {leaf["path"]: leaf["output_error"] for leaf in leaves if leaf["output_error"] is not None}
 
 
 def _loss(chain: Any) -> Any:

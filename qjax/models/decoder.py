@@ -7,7 +7,8 @@ Parameters are one subtree per layer, kernels stored [in, out]:
 
 By the architecture also positions [context, width]; attn/{q_norm, k_norm}; {attn_post_norm, ffn_post_norm}, whose sites
 are called like the others; a norm's bias beside its scale; no ffn/gate; and in layers with experts what
-`qjax.models.experts` says of ffn and its sites.
+`qjax.models.experts` says of ffn and its sites. Where a method put them, also attn/{prefix_key, prefix_value}
+[slots, kv_heads, head_dim], see `qjax.models.prefix`.
 
 Every layer runs through one jitted block, so an eager call compiles it once however deep the model is: where layers
 differ in window or RoPE, both are arguments of the block. Activations are
@@ -32,7 +33,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qjax.kv.attention import MASKED, causal_parts, grouped_mix, grouped_scores, square, visible
 from qjax.kv.cache import Cache
 from qjax.kv.float_cache import FloatCache
-from qjax.models import wiring
+from qjax.models import prefix, wiring
 from qjax.models.architecture import Architecture
 from qjax.models.experts import mixture
 from qjax.models.feed_forward import feed_forward, linear
@@ -85,7 +86,8 @@ class Decoder:
         Args:
             params: the tree described above.
             tokens: int [batch, tokens].
-            positions: int32 [batch, tokens]; by default 0, 1, 2, ... A negative position marks padding.
+            positions: int32 [batch, tokens]; by default 0, 1, 2, ... A negative position marks padding. They count from
+                the end of the prefix, if the parameters hold one.
 
         Returns:
             float32 [batch, tokens, vocab].
@@ -96,7 +98,9 @@ class Decoder:
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [batch, tokens], got shape {tokens.shape}")
         at = _in_order(tokens.shape[1]) if positions is None else positions
-        x, turns = _embed(self.arch, params, tokens, at), turns_by_kind(self.arch, at, tokens.shape[1])
+        kept = self._prefix(params)
+        at = prefix.behind(at, kept)
+        x, turns = _embed(self.arch, params, tokens, at), turns_by_kind(self.arch, at, kept + tokens.shape[1])
         windows = _windows(self.arch)
         if self.scan:
 
@@ -152,15 +156,18 @@ class Decoder:
             params: the tree described above.
             state: from `init_cache` or an earlier call.
             tokens: int [batch, tokens].
-            positions: int32 [batch, tokens], below the capacity; a negative one marks padding.
+            positions: int32 [batch, tokens], below the capacity; a negative one marks padding. As in a call, they count
+                from the end of a prefix, which takes no room in the state.
             last: only the logits of the last token, which saves the head on a long prompt.
 
         Returns:
             float32 [batch, tokens (1 if last), vocab] and the new state.
         """
-        x, windows = _embed(self.arch, params, tokens, positions), _windows(self.arch)
-        context = 0 if self.arch.original_context is None else self._capacity(state)
-        turns = turns_by_kind(self.arch, positions, context)
+        kept = self._prefix(params)
+        at = prefix.behind(positions, kept)
+        x, windows = _embed(self.arch, params, tokens, at), _windows(self.arch)
+        context = 0 if self.arch.original_context is None else kept + self._capacity(state)
+        turns = turns_by_kind(self.arch, at, context)
         if self.scan:
 
             def body(x: Array, layer: Any) -> tuple[Array, Any]:
@@ -179,6 +186,9 @@ class Decoder:
             state = tuple(states)
         x = x[:, -1:] if last else x
         return _head(self.arch, params["norm"], params["embed" if self.arch.tied else "head"], x), state
+
+    def _prefix(self, params: Params) -> int:
+        return prefix.slots(params["layers"] if self.scan else params["layers"]["0"])
 
 
 def _named_norm(arch: Architecture, layer: Params, name: str, x: Array) -> Array:
@@ -284,19 +294,22 @@ def block(
 
     Positions None are 0, 1, 2, ...: attention then skips most of what the mask would hide.
     """
-    tokens = x.shape[1]
-    at = _in_order(tokens) if positions is None else positions
+    tokens, kept = x.shape[1], prefix.slots(layer)
+    at = prefix.behind(_in_order(tokens) if positions is None else positions, kept)
+    places = prefix.places(kept, at)
 
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
         q, k, v = _scaled(arch, q), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        parts = causal_parts(tokens) if positions is None else [(0, tokens, tokens)]
+        k, v = prefix.before(layer, "key", k), prefix.before(layer, "value", v)
+        whole = causal_parts(tokens) if positions is None else [(0, tokens, tokens)]
+        parts = [(start, stop, kept + slots) for start, stop, slots in whole]
 
         def scores(start: int, stop: int, slots: int) -> Array:
             return _capped(grouped_scores(q[:, start:stop], k[:, :, :slots]), arch.score_cap)
 
         def probabilities(start: int, stop: int, slots: int) -> Array:
             own = s[:, :, start:stop, :slots]
-            seen = _seen(at[:, start:stop], at[:, :slots], window)
+            seen = _seen(at[:, start:stop], places[:, :slots], window)
             return jax.nn.softmax(jnp.where(seen, own, jnp.full_like(own, MASKED)), axis=-1)
 
         # Sites are whole squares; where no tap sits on them, the compiler sees that only the parts are read.
@@ -319,6 +332,7 @@ def cached_block(
     window: Array | None = None,
 ) -> tuple[Array, Any]:
     """One layer on x [batch, tokens, width] that appends to its cache; the output and the new state."""
+    kept = prefix.slots(layer)
 
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
         keys = model.key_cache.append(state[0], k, positions)
@@ -329,8 +343,18 @@ def cached_block(
             # Which position a slot holds the cache knows; its values are not read for that.
             seen = _seen(positions, model.key_cache.decode(keys)[1], window)
             s = jnp.where(seen, _capped(s, model.arch.score_cap), jnp.full_like(s, MASKED))
-        p = jax.nn.softmax(checkpoint_name(s, "attn/scores"), axis=-1)
-        return model.value_cache.mix(values, checkpoint_name(p, "attn/probabilities")), (keys, values)
+        s = jnp.concatenate([first(q), s], axis=-1) if kept else s
+        p = checkpoint_name(jax.nn.softmax(checkpoint_name(s, "attn/scores"), axis=-1), "attn/probabilities")
+        mixed = model.value_cache.mix(values, p[..., kept:])
+        if kept:
+            mixed = mixed + grouped_mix(p[..., :kept], prefix.remembered(layer, "value", len(x)))
+        return mixed, (keys, values)
+
+    def first(q: Array) -> Array:
+        """Scores of the prefix, which no cache holds."""
+        s = grouped_scores(_scaled(model.arch, q), prefix.remembered(layer, "key", len(x)))
+        seen = _seen(prefix.behind(positions, kept), jnp.arange(kept, dtype=jnp.int32)[None], window)
+        return jnp.where(seen, _capped(s, model.arch.score_cap), jnp.full_like(s, MASKED))
 
     return _layer(model.arch, layer, x, turns, attend)
 

@@ -13,6 +13,7 @@ from qjax.recipes.ashkboos2024_quarot import quarot
 from qjax.recipes.badri2023_hqq import hqq
 from qjax.recipes.behdin2023_quantease import quantease
 from qjax.recipes.chee2023_quip import quip
+from qjax.recipes.chen2024_prefixquant import prefixquant
 from qjax.recipes.cheng2023_signround import signround
 from qjax.recipes.cheng2023_teq import teq
 from qjax.recipes.cross_domain import int8_with_float_outliers
@@ -153,6 +154,7 @@ __all__ = [
     "outliertune",
     "owq",
     "pinned_massive",
+    "prefixquant",
     "qera",
     "qllm",
     "quantease",

@@ -59,6 +59,24 @@ def replace_leaves(tree: Any, new: Mapping[str, Any]) -> Any:
     return out
 
 
+def add_leaves(tree: Any, new: Mapping[str, Any]) -> Any:
+    """The tree with more leaves, put into the dicts it has. ValueError where a path leads through anything else.
+
+    >>> add_leaves({"a": {"b": 1}}, {"a/c": 2})
+    {'a': {'b': 1, 'c': 2}}
+    """
+    for path, leaf in new.items():
+        tree = _put(tree, path.split("/"), path, leaf)
+    return tree
+
+
+def _put(node: Any, parts: Sequence[str], path: str, leaf: Any) -> Any:
+    head, *rest = parts
+    if not isinstance(node, dict) or (rest and head not in node):
+        raise ValueError(f"{path!r} cannot be added: there is no dict at {head!r} to hold it")
+    return {**node, head: _put(node[head], rest, path, leaf) if rest else leaf}
+
+
 def select(paths: Sequence[str], where: Where) -> tuple[str, ...]:
     """The paths a glob ("layers/*/attn/*"), a list of globs or a predicate picks. ValueError when a glob matches none.
 

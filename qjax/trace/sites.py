@@ -8,6 +8,7 @@ stands for the value of every layer.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -42,20 +43,13 @@ class Site:
     obstacle: str | None = None
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["params", "taps", "prefix"], meta_fields=[], drop_fields=[]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["params", "taps"], meta_fields=[], drop_fields=[])
 @dataclass(frozen=True)
 class Program:
-    """What a function runs with, as one pytree: parameters, a tap for each site name (or glob), and a prefix.
-
-    `prefix` (a state of the cache that stands before the tokens) goes to fn as `prefix=`; a function without that
-    argument is refused by name.
-    """
+    """What a function runs with, as one pytree: parameters, and a tap for each site name (or glob)."""
 
     params: Any
     taps: Mapping[str, Any] = field(default_factory=dict)
-    prefix: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -233,17 +227,21 @@ class _Tapping(Evaluation):
 def _name(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any] | None:
     if isinstance(inputs[0], Leaf):
         return RULES["name"](eqn, inputs, tape)
-    site = _join(tape.scope, versions.scope(eqn), eqn.params["name"])
-    return [versions.bind(eqn, [tape.tap(site, inputs[0])])[0]]
+    return _bound(eqn, [tape.tap(_join(tape.scope, versions.scope(eqn), eqn.params["name"]), inputs[0])], tape)
 
 
 def _dot(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any] | None:
     if any(isinstance(x, Leaf) for x in inputs):
         return RULES["dot_general"](eqn, inputs, tape)
     site = _join(tape.scope, versions.scope(eqn), f"dot{tape.numbers[id(eqn)]}")
-    return versions.bind(
-        eqn, [tape.tap(f"{site}/{side}", x) for side, x in zip(("left", "right"), inputs, strict=True)]
-    )
+    return _bound(eqn, [tape.tap(f"{site}/{side}", x) for side, x in zip(("left", "right"), inputs, strict=True)], tape)
+
+
+def _bound(eqn: Any, inputs: Sequence[Any], tape: Any) -> list[Any]:
+    """The equation in the scope it was traced in, so that what looks at the tapped function finds the same sites."""
+    scope = _join(tape.scope, versions.scope(eqn))
+    with jax.named_scope(scope) if scope else contextlib.nullcontext():
+        return versions.bind(eqn, inputs)
 
 
 def _scoped(rule: Rule) -> Rule:
@@ -272,7 +270,7 @@ def tapped(fn: Callable[..., Any], *, strict: bool = False, log: Log | None = No
     `quantized(fn)`. Jitted blocks inside are entered: jit the whole.
 
     Raises ValueError for a tap that names no site (the sites are listed), one inside a custom derivative rule, one
-    that changes a shape; TypeError for a prefix fn does not take.
+    that changes a shape.
     """
     from qjax.trace.quantized import quantized
 
@@ -313,9 +311,6 @@ def _evaluated(
     fn: Callable[..., Any], patterns: Sequence[str], fallbacks: Fallbacks, program: Program, *args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, jax.Array]]:
     """The outputs of a program, and the sites that `patterns` name."""
-    if program.prefix is not None:
-        kwargs = {**kwargs, "prefix": program.prefix}
-        _accepts_prefix(fn)
     trace = traced(fn, (program.params, *args), kwargs)
     found = _List()
     found.walk(trace.jaxpr, [not i.first for i in trace.inputs], "", None)
@@ -351,14 +346,3 @@ def _resolve(taps: Mapping[str, Any], found: Mapping[str, Site]) -> dict[str, An
                 raise ValueError(f"two taps name the site {name!r}, one of them as {pattern!r}")
             resolved[name] = tap
     return resolved
-
-
-def _accepts_prefix(fn: Any) -> None:
-    import inspect
-
-    parameters = inspect.signature(fn).parameters
-    if "prefix" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        name = getattr(fn, "__name__", type(fn).__name__)
-        raise TypeError(
-            f"{name} takes no argument `prefix`: a prefix is a part of the architecture, not of any function"
-        )

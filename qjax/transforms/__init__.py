@@ -52,6 +52,8 @@ from qjax.transforms.mixtures import outliers as outliers
 from qjax.transforms.mixtures import planned_to_quantize as planned_to_quantize
 from qjax.transforms.mixtures import power as power
 from qjax.transforms.mixtures import sensitive_clusters as sensitive_clusters
+from qjax.transforms.prefixing import outlier_prefix as outlier_prefix
+from qjax.transforms.prefixing import prefix as prefix
 from qjax.transforms.ranging import equal_ranges as equal_ranges
 from qjax.transforms.ranging import shift_exponents as shift_exponents
 from qjax.transforms.reassembling import reassemble_channels as reassemble_channels

@@ -6,7 +6,7 @@ online part behind (a scale in front of a matmul). Hence three nouns:
 
 - a `Stage` is what a transform may see: some leaves, their float reference, statistics of their inputs, streams;
 - an `Edit` is what it answers: an *equivalence* (same function, other numbers), an *approximation* (new leaves), an
-  *annotation* (a plan: path -> format) or a change of the program around the leaves (taps, prefix);
+  *annotation* (a plan: path -> format) or a change of the program around the leaves (taps, leaves it had not);
 - the `scope` says how much of the model one stage holds: one leaf, the leaves that read one value, a block, a window of
   blocks, the model.
 """
@@ -104,7 +104,8 @@ class Edit(NamedTuple):
         params: path -> new leaf, an approximation: the reference keeps its own.
         plan: path -> format (annotation).
         taps: site -> map on that activation, behind what an earlier transform put there.
-        prefix: tokens or a state to put in front of every sequence.
+        added: path -> leaf that the function reads where its tree holds one, such as a prefix: in params and in the
+            reference, before all else; `params` may give the first another value at once. At model scope only.
         rows: path -> extra columns of the report (method, format, warnings, ...).
     """
 
@@ -113,7 +114,7 @@ class Edit(NamedTuple):
     params: Mapping[str, Any] = {}
     plan: Mapping[str, Any] = {}
     taps: Mapping[str, Any] = {}
-    prefix: Any = None
+    added: Mapping[str, Any] = {}
     rows: Mapping[str, Mapping[str, Any]] = {}
 
 

@@ -36,7 +36,6 @@ class Working:
     reference: Leaves
     plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     taps: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    prefix: Any = None
 
 
 def applied(working: Working, edit: Edit, uses: Mapping[str, Use]) -> Working:
@@ -45,10 +44,10 @@ def applied(working: Working, edit: Edit, uses: Mapping[str, Use]) -> Working:
     Raises:
         ValueError: a path the stage does not hold, or an equivalence on a leaf that is not float any more.
     """
+    params, reference = {**working.params, **edit.added}, {**working.reference, **edit.added}
     for path in (*edit.equivalence, *edit.rewritten, *edit.params):
-        if path not in working.params:
+        if path not in params:
             raise ValueError(f"{path}: no such leaf in this stage; it holds {sorted(working.params)}")
-    params, reference = dict(working.params), dict(working.reference)
     for path, leaf in edit.rewritten.items():
         if params[path] is not reference[path]:
             raise ValueError(f"{path}: already approximated; put rewrites of the network before methods that quantize")
@@ -64,7 +63,6 @@ def applied(working: Working, edit: Edit, uses: Mapping[str, Use]) -> Working:
         reference=reference,
         plan={**working.plan, **edit.plan},
         taps={**working.taps, **{site: _behind(working.taps.get(site), tap) for site, tap in edit.taps.items()}},
-        prefix=working.prefix if edit.prefix is None else edit.prefix,
     )
 
 
@@ -76,14 +74,13 @@ def changes(before: Working, after: Working, rows: Any) -> dict[str, Any]:
     """What one block changed, as a tree that can be saved."""
 
     def new(a: Leaves, b: Leaves) -> dict[str, Any]:
-        return {path: leaf for path, leaf in b.items() if leaf is not a[path]}
+        return {path: leaf for path, leaf in b.items() if leaf is not a.get(path)}
 
     return {
         "params": new(before.params, after.params),
         "reference": new(before.reference, after.reference),
         "plan": dict(after.plan),
         "taps": dict(after.taps),
-        "prefix": after.prefix,
         "rows": rows,
     }
 
@@ -95,7 +92,6 @@ def restored(working: Working, saved: Mapping[str, Any]) -> tuple[Working, list[
         reference={**working.reference, **saved["reference"]},
         plan=saved["plan"],
         taps=saved["taps"],
-        prefix=saved["prefix"],
     )
     return working, saved["rows"]
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from qjax.statistics import as_statistic
 from qjax.statistics.batches import require_batches
-from qjax.trace.paths import Where, leaves_with_paths, replace_leaves
+from qjax.trace.paths import Where, add_leaves, leaves_with_paths, replace_leaves
 from qjax.trace.sites import Program, tapped
 from qjax.trace.topology import Topology
 from qjax.trace.uses import Uses, uses
@@ -121,12 +121,13 @@ def run(
         progress: show a bar with the time left.
 
     Returns:
-        (params, report): the same tree with operators as leaves, or a `Program` holding it if the recipe also set taps
-        or a prefix.
+        (params, report): the same tree with operators as leaves (and those that a transform added), or a `Program`
+        holding it if the recipe also set taps.
 
     Raises:
         TypeError: `batches` is not a Sequence.
-        ValueError: a transform or pattern that matched nothing, a stage that cannot be cut, an unfit leaf.
+        ValueError: a transform or pattern that matched nothing, a stage that cannot be cut, an unfit leaf, an added
+            leaf that fn does not read.
         NotEquivalent: an equivalence that moved an output.
 
     Example:
@@ -172,18 +173,27 @@ def run(
             bar.update()
         bar.close()
         working = restacked(before, working, all_uses)
+        added = {path: leaf for path, leaf in working.params.items() if path not in before.params}
+        params = add_leaves(params, added)
+        _refuse_unread(added, fn, params, batches[0])
     if not working.plan:  # which may give a format, or a method, to no leaf
         _refuse_idle(planned, rows)
-    changed = {path: leaf for path, leaf in working.params.items() if leaf is not original.params[path]}
+    changed = {path: leaf for path, leaf in working.params.items() if leaf is not original.params.get(path)}
     result = replace_leaves(params, changed)
-    if working.taps or working.prefix is not None:
-        result = Program(result, dict(working.taps), working.prefix)
+    if working.taps:
+        result = Program(result, dict(working.taps))
     seconds = time.perf_counter() - begun
     return result, Report(tuple(rows), planned.targets, planned.excluded, dict(working.plan), str(planned), seconds)
 
 
 def _itself(outputs: Any) -> Any:
     return outputs
+
+
+def _refuse_unread(added: Mapping[str, Any], fn: Callable[..., Any], params: Any, batch: Any) -> None:
+    found = uses(fn, params, batch) if added else {}
+    if unread := [path for path in added if not found.get(path)]:
+        raise ValueError(f"{unread[0]}: this function does not read such a leaf, so that adding it changes nothing")
 
 
 def _with_taps(fn: Callable[..., Any], taps: Mapping[str, Any]) -> Callable[[Any, Any], Any]:

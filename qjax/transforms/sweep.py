@@ -330,7 +330,9 @@ def _steps(working: Working, stage: Stage, t: Transform, place: Place) -> tuple[
 
 
 def _refuse_strangers(t: Transform, stage: Stage, edit: Edit) -> None:
-    foreign = [p for p in (*edit.equivalence, *edit.params) if p not in stage.targets]
+    if edit.added and t.scope != "model":
+        raise ValueError(f"{t.name} at {stage.name}: adds {sorted(edit.added)}; only a transform of model scope may")
+    foreign = [p for p in (*edit.equivalence, *edit.params) if p not in stage.targets and p not in edit.added]
     if foreign:
         raise ValueError(
             f"{t.name} at {stage.name}: edits {foreign}, which its mask left out; "

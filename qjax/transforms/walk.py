@@ -71,10 +71,10 @@ def restacked(before: Working, after: Working, uses: Uses) -> Working:
     """Slices put back into their stacks; the entries of slices are dropped."""
 
     def gather(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-        out = {path: new[path] for path in old}
+        out = {path: leaf for path, leaf in new.items() if path in old or base(path) == path}
         stacks: dict[str, list[str]] = {}
         for name in new:
-            if name not in old:
+            if name not in out:
                 stacks.setdefault(base(name), []).append(name)
         for path, names in stacks.items():
             layers = [new[n] for n in sorted(names, key=lambda n: int(n[len(path) + 1 : -1]))]

@@ -102,16 +102,6 @@ def test_operators_and_gradients_together():
     np.testing.assert_allclose(got, jax.grad(lambda x: direct(W, x).sum())(X), rtol=1e-4, atol=1e-4)
 
 
-def test_prefix():
-    def fn(w, x, prefix=None):
-        return x @ w if prefix is None else x @ w + prefix[None]
-
-    got = tapped(fn)(Program(W[0], {}, jnp.ones((5, 8))), X)
-    np.testing.assert_allclose(got, fn(W[0], X) + 1, rtol=1e-6)
-    with pytest.raises(TypeError, match="block takes no argument `prefix`"):
-        tapped(block)(Program(W[0], {}, jnp.ones(3)), X)
-
-
 def test_a_program_is_a_pytree():
     program = Program(W, {"a": Clip(jnp.zeros(()), jnp.ones(()))})
     assert len(jax.tree.leaves(program)) == 3

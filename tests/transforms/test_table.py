@@ -211,13 +211,22 @@ def test_low_rank_behind_gptq():
     assert [r["method"] for r in report.rows[:4]] == ["gptq int2_g8_f32"] * 2 + ["low_rank 4 scaled"] * 2
 
 
-def test_prefix_model():
+def test_a_leaf_is_added_that_the_model_reads_and_no_other():
+    def model(p, x):
+        return toy.model(p, x) + p["layers"]["0"].get("more", jnp.float32(0))
+
     p, batches = toy.params(), toy.batches()
-    put = stateless("prefix", "model", lambda stage, key: Edit(prefix=jnp.array([1, 2])))
-    program, _ = qjax.run(qjax.chain(put, qjax.rtn("int8")), toy.model, p, batches)
-    assert isinstance(program, qjax.Program)
-    assert program.prefix.tolist() == [1, 2]
-    assert isinstance(program.params["layers"]["0"]["up"], qjax.QArray)
+    put = stateless("put", "model", lambda stage, key: Edit(added={"layers/0/more": jnp.float32(3)}))
+    q, _ = qjax.run(qjax.chain(put, qjax.rtn("int8")), model, p, batches)
+    assert isinstance(q["layers"]["0"]["up"], qjax.QArray)
+    plain, _ = qjax.run(qjax.rtn("int8"), toy.model, p, batches)
+    run = qjax.quantized(model)
+    np.testing.assert_allclose(run(q, batches[0]), qjax.quantized(toy.model)(plain, batches[0]) + 3, rtol=1e-5)
+    with pytest.raises(ValueError, match="layers/0/more: this function does not read such a leaf"):
+        qjax.run(put, toy.model, p, batches)
+    lost = stateless("put", "model", lambda stage, key: Edit(added={"layers/7/more": jnp.float32(3)}))
+    with pytest.raises(ValueError, match="'layers/7/more' cannot be added: there is no dict at '7'"):
+        qjax.run(lost, model, p, batches)
 
 
 def test_qat_latent_and_optax():

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qjax
+from qjax import recipes, transforms
+from qjax.models import Architecture, Decoder, stack_layers
+from qjax.transforms.prefixing import frequent
+
+ARCH = Architecture(
+    vocab=40, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=24, learned_positions=True, context=20
+)
+MODEL = Decoder(ARCH)
+START = 1
+
+
+def tokens(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).integers(2, 40, shape), jnp.int32)
+
+
+def params():
+    """Whatever stands at position 0 has a massive activation before the first down projection, and nothing else has.
+
+    Channel 0 of the stream is the table of positions' alone, which has a 300 at the first of them.
+    """
+    p = MODEL.init(jax.random.key(0))
+    p["embed"] = p["embed"].at[:, 0].set(0.0)
+    p["positions"] = (0.1 * p["positions"]).at[:, 0].set(0.0).at[0, 0].set(300.0)
+    for layer in p["layers"].values():
+        for part, name in (("attn", "o"), ("ffn", "down")):
+            layer[part][name] = layer[part][name].at[:, 0].set(0.0)
+    ffn = p["layers"]["0"]["ffn"]
+    for name in ("gate", "up"):
+        ffn[name] = ffn[name].at[0, 5].set(20.0)
+    return p
+
+
+def with_start(batch):
+    return jnp.concatenate([jnp.full((len(batch), 1), START), batch], axis=1)
+
+
+def largest(p, batch):
+    seen = qjax.captured(MODEL, "layers/0/ffn/product")(p, batch)[1]["layers/0/ffn/product"]
+    return float(jnp.abs(seen).max())
+
+
+def far(p, q, batch):
+    """The greatest relative error of a token's logits, behind the start token and without it."""
+    got = qjax.tapped(MODEL)(q, batch)
+    want = MODEL(p, with_start(batch))[:, 1:] if "prefix_key" in _leaves(q)["layers"]["0"]["attn"] else MODEL(p, batch)
+    return jnp.linalg.norm(got - want, axis=-1) / jnp.linalg.norm(want, axis=-1)
+
+
+def _leaves(q):
+    return q.params if isinstance(q, qjax.Program) else q
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        transforms.prefix([START]),
+        transforms.chain(transforms.rotate(), transforms.prefix([START])),
+        transforms.chain(qjax.rtn("int2"), transforms.prefix([START])),
+    ],
+    ids=["plain", "rotated", "after rounding"],
+)
+def test_the_prefix_is_the_float_models_tokens(chain):
+    """Logits of the float model on prefix and tokens; behind rounded weights, still its keys and values."""
+    p, batch = params(), tokens(0, 2, 8)
+    q, report = qjax.run(chain, MODEL, p, [batch])
+    if "rtn int2" not in {row["method"] for row in report.rows}:
+        assert float(far(p, q, batch).max()) < 1e-4
+    else:
+        _, own = qjax.captured(MODEL, "*/attn/key", "*/attn/value")(p, jnp.array([[START]]))
+        for site, value in own.items():
+            _, i, _, name = site.split("/")
+            np.testing.assert_allclose(q["layers"][i]["attn"][f"prefix_{name}"], value[0], rtol=1e-5, atol=1e-6)
+    assert {row["format"] for row in report.rows if "prefix" in row["path"]} == {"tokens 1"}
+
+
+def test_prefixquant_removes_the_massive_activation_that_static_ranges_fail_on():
+    p, batch = params(), tokens(1, 4, 12)
+    setting = {"format": "int8_channel", "activations": "int8_tensor", "cache": None, "rotated": False}
+    bare, _ = qjax.run(recipes.prefixquant(**setting, prefixed=False), MODEL, p, [batch])
+    q, report = qjax.run(recipes.prefixquant(**setting), MODEL, p, [batch])
+    assert "tokens 1" in {row["format"] for row in report.rows}  # no other token is one
+    assert largest(p, batch) > 1000 and largest(q, batch) < 50
+    before, after = (float(jnp.mean(far(p, x, batch)[:, 1:])) for x in (bare, q))
+    assert after < 0.2 * before and after < 0.1
+
+
+def test_prefixquant_as_published_rounds_all_but_the_prefix():
+    p, batch = params(), tokens(2, 2, 12)
+    program, report = qjax.run(recipes.prefixquant(), MODEL, p, [batch])
+    assert list(program.taps) == ["*/attn/query", "*/attn/key", "*/attn/value"]
+    assert {"input int4_tensor", "tokens 1"} <= {row["format"] for row in report.rows}
+    assert bool(jnp.isfinite(qjax.tapped(MODEL)(program, batch)).all())
+
+
+def test_the_most_frequent_outliers_are_chosen_as_the_authors_do():
+    ids = np.array([[9, 4, 5, 4], [9, 5, 4, 6], [9, 4, 4, 4]])
+    mask = np.zeros((2, 3, 4), bool)
+    mask[0, :, 0] = True  # any token at position 0: counted, never chosen
+    mask[0, 0, 1] = mask[0, 0, 2] = mask[0, 1, 2] = True  # 4, 5, 4: the mean of the first layer is 2
+    mask[1, 0, 1] = mask[1, 1, 3] = True
+    assert frequent(mask, ids) == [4, 5]
+    mask[0, 2, 1] = True  # 7/3 outliers a window are rounded up
+    assert frequent(mask, ids) == [4, 5, 6]
+    rare = np.zeros((1, 11, 2), bool)
+    rare[:, :, 0] = rare[0, 0, 1] = True
+    assert frequent(rare, np.full((11, 2), 7)) == []  # seen in one window of eleven
+    assert frequent(rare[:, :9], np.full((9, 2), 7)) == [7]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p, x: transforms.prefix([]), "no tokens are given"),
+        (lambda p, x: qjax.run(transforms.prefix([1], sites=("*/k", "*/v")), MODEL, p, [x]), "names no site"),
+        (lambda p, x: qjax.run(qjax.chain(*2 * [transforms.prefix([1])]), MODEL, p, [x]), "has a prefix already"),
+        (lambda p, x: qjax.run(transforms.outlier_prefix(1, 1e6), MODEL, p, [x]), "no token is an outlier"),
+        (
+            lambda p, x: qjax.run(transforms.prefix([1]), Decoder(ARCH, scan=True), stack_layers(p), [x]),
+            "lies in a loop or branch",
+        ),
+        (
+            lambda p, x: qjax.run(transforms.prefix([1]), lambda p, y: MODEL(p, x) * y[0, 0], p, [jnp.ones((1, 2))]),
+            "the calibration batches are none",
+        ),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(params(), tokens(0, 1, 4))
