@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
@@ -15,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from qjax.kernels.aot import tpu
-from qjax.kernels.aot.chips import CHIPS, roofline
+from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
 from qjax.kernels.tpu import group_scaled, integer_products
+from qjax.kernels.tpu.tiles import Blocks
 
 KERNELS = ("bf16 XLA", "w4a16 sums", "w4a16 codes", "w8a16 sums", "w8a16 codes", "w8a8", "w4a4")
 INTEGERS = {"w8a8": jnp.int8, "w4a4": jnp.int4}
@@ -24,22 +26,35 @@ SIZES = ("4096x4096", "8192x28672", "576x1536")
 ROWS = (16, 512, 2048)
 
 
-def build(kernel: str, M: int, K: int, N: int) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
-    """The function to compile and its arguments' (shape, dtype); the last is what the weights are stored in."""
+def build(
+    kernel: str, chip: str, M: int, K: int, N: int, tiling: Blocks | None = None
+) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
+    """The function to compile, under the blocks of the chip where none are given, and its arguments' (shape, dtype)."""
     x = ((M, K), jnp.bfloat16)
     if kernel == "bf16 XLA":
         return functools.partial(jnp.dot, preferred_element_type=jnp.float32), [x, ((K, N), jnp.bfloat16)]
     if kernel in INTEGERS:
         codes = INTEGERS[kernel]
         scales = [((M,), jnp.float32), ((N,), jnp.float32)]
-        return integer_products.matmul, [((M, K), codes), ((K, N), codes), *scales]
+        tiling = integer_products.blocks(M, K, N, jnp.iinfo(codes).bits, chip) if tiling is None else tiling
+        product = functools.partial(integer_products.matmul, tiling=tiling)
+        return product, [((M, K), codes), ((K, N), codes), *scales]
     group = 128 if K % 128 == 0 else 64
     codes = jnp.int4 if kernel.startswith("w4") else jnp.int8
     scaled = kernel.split()[1]
+    tiling = group_scaled.blocks(M, K, N, group, jnp.iinfo(codes).bits, scaled, chip) if tiling is None else tiling
     return (
-        lambda x, codes, scale: group_scaled.matmul(x, codes, scale, None, scaled),
+        lambda x, codes, scale: group_scaled.matmul(x, codes, scale, tiling, scaled),
         [x, ((K, N), codes), ((K // group, N), jnp.float32)],
     )
+
+
+def floor(kernel: str, chip: str, M: int, K: int, N: int) -> Roofline:
+    """The least cycles of the product, its arguments read and its float32 result written once."""
+    _, arguments = build(kernel, chip, M, K, N)
+    moved = sum(_bits(dtype) * math.prod(shape) for shape, dtype in arguments) / 8 + 4 * M * N
+    rate = getattr(CHIPS[chip], str(jnp.dtype(INTEGERS[kernel]))) if kernel in INTEGERS else None
+    return roofline(CHIPS[chip], 2 * M * K * N, moved, rate)
 
 
 def print_table(
@@ -65,12 +80,10 @@ def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_js
         print(f"{chip}: [{M}, {K}] @ [{K}, {N}]", flush=True)
     base = None
     for kernel in kernels:
-        f, arguments = build(kernel, M, K, N)
-        moved = sum(_bits(dtype) * functools.reduce(int.__mul__, shape) for shape, dtype in arguments) / 8 + 4 * M * N
-        rate = getattr(CHIPS[chip], str(jnp.dtype(INTEGERS[kernel]))) if kernel in INTEGERS else None
-        floor = roofline(CHIPS[chip], 2 * M * K * N, moved, rate)
+        f, arguments = build(kernel, chip, M, K, N)
+        least = floor(kernel, chip, M, K, N)
         found = tpu.estimate(CHIPS[chip], f, *arguments)
-        cycles = None if found.cycles is None else max(found.cycles, round(floor.memory))
+        cycles = None if found.cycles is None else max(found.cycles, round(least.memory))
         base = cycles if kernel == "bf16 XLA" else base
         record = {
             "chip": chip,
@@ -78,9 +91,9 @@ def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_js
             "shape": [M, K, N],
             "cycles": cycles,
             "estimated": found.cycles,
-            "roofline": round(floor.cycles),
-            "bound": "memory" if floor.memory > floor.compute else "compute",
-            "share": None if cycles is None else round(floor.cycles / cycles, 3),
+            "roofline": round(least.cycles),
+            "bound": "memory" if least.memory > least.compute else "compute",
+            "share": None if cycles is None else round(least.cycles / cycles, 3),
             "speed_of_bf16": None if cycles is None or base is None else round(base / cycles, 2),
             "bundles": found.bundles,
             "spills": found.spills,
@@ -95,7 +108,7 @@ def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_js
         else:
             speed = "" if base is None else f"  {base / cycles:5.2f} of bfloat16's speed"
             print(
-                f"  {kernel:12s} {cycles:9d} cycles (estimate {found.cycles})  {floor.cycles / cycles:5.3f} of the"
+                f"  {kernel:12s} {cycles:9d} cycles (estimate {found.cycles})  {least.cycles / cycles:5.3f} of the"
                 f" {record['bound']} roofline{speed}  {found.bundles} bundles, {found.spills} spills",
                 flush=True,
             )

@@ -8,7 +8,7 @@ rounding each weight to bfloat16 once (best for many rows, where a group's sums 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,12 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES = 128  # of a vector register: columns come in multiples
+from qjax.kernels.tpu import streamed, tiles
+from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
+
 ROWS = {4: 64, 8: 32}  # rows of int4 and int8 codes in one tile of registers: groups come in multiples
-FEW = 64  # rows of x up to which the sums are scaled
-
-
-class Blocks(NamedTuple):
-    """Rows, columns and depth of what is in vector memory at a time."""
-
-    rows: int
-    columns: int
-    depth: int
+DEFAULTS = {"sums": Blocks(512, 1024, 4096), "codes": Blocks(512, 1024, 2048)}  # where the table has nothing
+RING = 12 << 20  # bytes of weights in vector memory when blocks are copied by hand; 16 MiB is the least a chip allows
 
 
 def refuse(K: int, N: int, group: int, bits: int) -> str | None:
@@ -38,14 +33,27 @@ def refuse(K: int, N: int, group: int, bits: int) -> str | None:
     return None
 
 
-def blocks(M: int, K: int, N: int, group: int) -> Blocks:
-    """The blocks taken where none are given: few rows of x want long weights, many rows squarer tiles."""
-    few = M <= FEW
-    rows = -(-M // 16) * 16 if M <= 512 else 512
-    columns = max(n for n in range(LANES, min(N, 1024) + 1, LANES) if N % n == 0)
+def formulation(M: int) -> str:
+    """What scales meet where it is not said: the sums of few rows, the codes under many."""
+    return "sums" if M <= FEW else "codes"
+
+
+def blocks(
+    M: int, K: int, N: int, group: int, bits: int = 4, scaled: str | None = None, chip: str | None = None
+) -> Blocks:
+    """The blocks taken where none are given: the table's for the chip, or defaults, cut to divide the shape."""
+    scaled = formulation(M) if scaled is None else scaled
+    most = tiles.largest(f"w{bits}a16 {scaled}", M, chip) or DEFAULTS[scaled]
+    if most.buffers > 2:
+        fitting = RING * 8 // bits // (most.buffers * K)
+        columns = tiles.divisor(N, min(most.columns, fitting), LANES)
+        if columns is not None and most.rows >= M:
+            return Blocks(-(-M // 16) * 16, columns, K, most.buffers)
+        most = DEFAULTS[scaled]
     # A block holds all scales of the axis or a multiple of eight rows of them, a register tile.
-    depths = [k for k in range(8 * group, K + 1, 8 * group) if K % k == 0 and k <= (4096 if few else 2048)]
-    return Blocks(rows, columns, max(depths, default=K))
+    depth = tiles.divisor(K, most.depth, 8 * group) or K
+    columns = tiles.divisor(N, min(most.columns, most.columns * most.depth // depth), LANES) or LANES
+    return Blocks(min(-(-M // 16) * 16, most.rows), columns, depth)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -63,20 +71,26 @@ def matmul(
     and N; `interpret` goes to `pallas_call`. Gradients reach x and scale and are those of `reference`. ValueError for
     shapes that do not fit.
     """
-    (M, K), N, groups = x.shape, codes.shape[1], scale.shape[0]
+    (M, K), N, groups, bits = x.shape, codes.shape[1], scale.shape[0], jnp.iinfo(codes.dtype).bits
     group = K // groups
-    why = refuse(K, N, group, jnp.iinfo(codes.dtype).bits)
+    why = refuse(K, N, group, bits)
     if codes.shape[0] != K or K % groups or scale.shape[1] != N or why is not None:
         raise ValueError(f"x {x.shape}, codes {codes.shape} and scale {scale.shape} do not fit: {why}")
     if M == 0:
         return jnp.zeros((0, N), jnp.float32)
-    tiling = blocks(M, K, N, group) if tiling is None else tiling
-    scaled = ("sums" if M <= FEW else "codes") if scaled is None else scaled
-    bm, bn, bk = tiling
+    scaled = formulation(M) if scaled is None else scaled
+    tiling = blocks(M, K, N, group, bits, scaled, tiles.chip()) if tiling is None else tiling
+    bm, bn, bk, buffers = tiling
     if K % bk or N % bn or bk % group or (bk < K and bk // group % 8):
         raise ValueError(f"{tiling} do not divide {codes.shape} into whole groups of {group}, eight or all of them")
     rows = -(-M // bm) * bm
     x = jnp.pad(x.astype(jnp.bfloat16), [(0, rows - M), (0, 0)])
+    if buffers > 2:
+        if scaled != "sums" or bk < K or bm < rows:
+            raise ValueError(
+                f"{tiling}: more than two buffers are for scaled sums, all rows and the whole depth at once"
+            )
+        return streamed.matmul(x, codes, scale.astype(jnp.float32), tiling, interpret)[:M]
     grid = (rows // bm, N // bn, K // bk)
     call = pl.pallas_call(
         functools.partial(_kernel, group=group, scaled=scaled),
@@ -89,7 +103,7 @@ def matmul(
         ],
         out_specs=pl.BlockSpec((bm, bn), lambda i, j, k: (i, j)),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        name=f"w{jnp.iinfo(codes.dtype).bits}a16_{scaled}",
+        name=f"w{bits}a16_{scaled}",
         interpret=interpret,
     )
     return call(x, codes, scale.astype(jnp.float32))[:M]

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qjax.kernels.tpu.group_scaled import FEW, LANES, ROWS, Blocks
+from qjax.kernels.tpu import tiles
+from qjax.kernels.tpu.group_scaled import ROWS
+from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
 
 def refuse(K: int, N: int, bits: int) -> str | None:
@@ -28,12 +30,12 @@ def refuse(K: int, N: int, bits: int) -> str | None:
     return None
 
 
-def blocks(M: int, K: int, N: int, bits: int) -> Blocks:
-    """The blocks taken where none are given: as deep as fits, so that few sums are written back and read again."""
-    rows = min(-(-M // ROWS[bits]) * ROWS[bits], 512)
-    columns = max(n for n in range(LANES, min(N, 1024 if M <= FEW else 512) + 1, LANES) if N % n == 0)
-    depth = max(k for k in range(LANES, min(K, 4096) + 1, LANES) if K % k == 0)
-    return Blocks(rows, columns, depth)
+def blocks(M: int, K: int, N: int, bits: int, chip: str | None = None) -> Blocks:
+    """The blocks taken where none are given: the table's for the chip, or as deep as fits, that few sums are moved."""
+    default = Blocks(512, 1024 if M <= FEW else 512, 4096)
+    most = tiles.largest(f"w{bits}a{bits}", M, chip) or default
+    columns, depth = tiles.divisor(N, most.columns, LANES), tiles.divisor(K, most.depth, LANES)
+    return Blocks(min(-(-M // ROWS[bits]) * ROWS[bits], most.rows), columns or LANES, depth or LANES)
 
 
 def matmul(
@@ -59,7 +61,7 @@ def matmul(
         )
     if M == 0:
         return jnp.zeros((0, N), jnp.float32)
-    bm, bn, bk = blocks(M, K, N, bits) if tiling is None else tiling
+    bm, bn, bk, _ = blocks(M, K, N, bits, tiles.chip()) if tiling is None else tiling
     if K % bk or N % bn:
         raise ValueError(f"blocks of depth {bk} and {bn} columns do not divide {codes.shape}")
     rows = -(-M // bm) * bm

@@ -9,7 +9,7 @@ import pytest
 
 from qjax import dispatch
 from qjax.kernels.tpu import group_scaled
-from qjax.kernels.tpu.group_scaled import Blocks
+from qjax.kernels.tpu.tiles import Blocks
 from qjax.operators.explanation import choices
 from qjax.operators.narrow_codes import run
 from qjax.operators.packed import pack
@@ -49,6 +49,22 @@ def test_exact_where_sums_are(scaled, dtype, M, K, N, group, tiling):
     assert (np.asarray(group_scaled.reference(x, codes, scale)) == expected).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "M", "K", "N", "group", "columns", "buffers"),
+    [
+        (jnp.int4, 1, 512, 1536, 64, 512, 3),  # the first block in three pieces; as many blocks as buffers
+        (jnp.int4, 20, 576, 1280, 64, 256, 4),  # ragged rows, nine groups, two pieces, a buffer used twice
+        (jnp.int8, 33, 96, 256, 96, 128, 3),  # fewer blocks than buffers, no pieces
+        (jnp.int8, 16, 64, 128, 32, 128, 3),  # one block
+    ],
+)
+def test_streamed_blocks_are_exact(dtype, M, K, N, group, columns, buffers):
+    x, codes, scale, expected = problem(dtype, M, K, N, group)
+    y = group_scaled.matmul(x, codes, scale, Blocks(-(-M // 16) * 16, columns, K, buffers), "sums", True)
+    assert y.shape == (M, N) and y.dtype == jnp.float32
+    assert (np.asarray(y) == expected).all()
+
+
 @pytest.mark.parametrize(("scaled", "unit"), [("sums", 2.0**-22), ("codes", 2.0**-9 + 2.0**-22)])
 def test_error_is_what_the_formulation_says(scaled, unit):
     """Scaled sums: float32 roundings alone. Scaled codes: half a unit of bfloat16 a weight, half that in the mean."""
@@ -80,12 +96,13 @@ def test_hostile_scales_stay_in_their_column():
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 12), reason=f"the interpreter of races needs jax 0.12: {jax.__version__}"
 )
-def test_no_races_and_nothing_uninitialised():
+@pytest.mark.parametrize("tiling", [Blocks(16, 128, 512), Blocks(16, 256, 1024, 3)])
+def test_no_races_and_nothing_uninitialised(tiling):
     from jax.experimental.pallas import tpu as pltpu
 
-    x, codes, scale, expected = problem(jnp.int4, 16, 1024, 256, 64)
+    x, codes, scale, expected = problem(jnp.int4, 16, 1024, 1280, 64)
     look = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
-    y = group_scaled.matmul(x, codes, scale, Blocks(16, 128, 512), "sums", look)
+    y = group_scaled.matmul(x, codes, scale, tiling, "sums", look)
     assert (np.asarray(y) == expected).all()
 
 
@@ -97,6 +114,7 @@ def test_shapes_that_do_not_fit_raise():
         ((x, codes, jnp.ones((8, 128))), "groups of 32 are no multiple of 64"),
         ((x[:, :128], codes, scale), "do not fit"),
         ((x, codes, scale, Blocks(16, 128, 128)), "do not divide"),
+        ((x, codes, scale, Blocks(16, 128, 256, 3), "codes"), "more than two buffers are for scaled sums"),
     ):
         with pytest.raises(ValueError, match=match):
             group_scaled.matmul(*arguments)

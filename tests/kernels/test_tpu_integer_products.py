@@ -9,7 +9,7 @@ import pytest
 
 from qjax.integer import execution, integer_matmul
 from qjax.kernels.tpu import integer_products
-from qjax.kernels.tpu.group_scaled import Blocks
+from qjax.kernels.tpu.tiles import Blocks
 from qjax.quantization import quantize
 from tests import draw
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("hatchling")  # an environment of one oracle builds nothing
 
 ROOT = pathlib.Path(__file__).parents[2]
-SOURCES = (".py", ".cc")
+SOURCES = (".py", ".cc", ".tsv")
 
 
 def run(*command: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,7 @@ def build(source: pathlib.Path, target: str, folder: pathlib.Path) -> pathlib.Pa
 
 
 def sources() -> set[str]:
-    """Every source of the package, Python and C++, as it is imported, kernels under qjax/kernels."""
+    """Every source of the package, Python, C++ and tables, as it is imported, kernels under qjax/kernels."""
     own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "qjax").rglob("*.py") if "kernels" not in path.parts}
     kernels = (path for path in (ROOT / "kernels").rglob("*") if path.suffix in SOURCES)
     return own | {"qjax/" + path.relative_to(ROOT).as_posix() for path in kernels}

@@ -1,0 +1,154 @@
+"""The group-scaled product for few rows of x, with the weight's blocks copied by hand and several of them under way.
+
+Few rows are a matter of reading the weight. Pallas' own pipeline begins the copy of a block when the block before it
+is there, so that each waits for the memory's latency once more; here a ring of buffers keeps the memory busy. The first
+block is taken in pieces that double in width, so that the matrix unit begins early and the pauses between blocks,
+when it runs empty, are few.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from qjax.kernels.tpu.tiles import LANES, Blocks
+
+
+def matmul(x: jax.Array, codes: jax.Array, scale: jax.Array, tiling: Blocks, interpret: Any = False) -> jax.Array:
+    """`group_scaled.matmul` with scaled sums, where all of x [M, K] bfloat16 and blocks of the whole depth K fit.
+
+    `group_scaled.matmul` checks the arguments; rows of x are a multiple of 16 here.
+    """
+    (M, K), N = x.shape, codes.shape[1]
+    groups, columns, buffers = scale.shape[0], tiling.columns, min(tiling.buffers, N // tiling.columns)
+    parts = pieces(columns)
+    memory = pl.BlockSpec(memory_space=pl.ANY)
+    call = pl.pallas_call(
+        functools.partial(_kernel, parts=parts, buffers=buffers),
+        out_shape=jax.ShapeDtypeStruct((M, N), jnp.float32),
+        in_specs=[memory, memory, memory],
+        out_specs=memory,
+        scratch_shapes=[
+            pltpu.VMEM((M, K), x.dtype),
+            pltpu.VMEM((buffers, K, columns), codes.dtype),
+            pltpu.VMEM((buffers, groups, columns), jnp.float32),
+            pltpu.VMEM((buffers, M, columns), jnp.float32),
+            pltpu.SemaphoreType.DMA((1,)),
+            pltpu.SemaphoreType.DMA((buffers + len(parts),)),
+            pltpu.SemaphoreType.DMA((buffers + len(parts),)),
+            pltpu.SemaphoreType.DMA((buffers,)),
+        ],
+        name=f"w{jnp.iinfo(codes.dtype).bits}a16_streamed",
+        interpret=interpret,
+    )
+    return call(x, codes, scale)
+
+
+def pieces(columns: int) -> tuple[int, ...]:
+    """Widths in which the first block is taken: multiples of a register's lanes, each as wide as all before it.
+
+    >>> pieces(1024), pieces(768), pieces(384)
+    ((256, 256, 512), (384, 384), (384,))
+    """
+    if columns % (4 * LANES) == 0:
+        return columns // 4, columns // 4, columns // 2
+    return (columns // 2, columns // 2) if columns % (2 * LANES) == 0 else (columns,)
+
+
+def _kernel(
+    x_hbm: Any,
+    w_hbm: Any,
+    s_hbm: Any,
+    y_hbm: Any,
+    x_ref: Any,
+    w_ref: Any,
+    s_ref: Any,
+    y_ref: Any,
+    x_done: Any,
+    w_done: Any,
+    s_done: Any,
+    y_done: Any,
+    *,
+    parts: tuple[int, ...],
+    buffers: int,
+) -> None:
+    """All of y: block i is in buffer i modulo `buffers` from the start of its copy to the end of its result's.
+
+    The parts of the first have semaphores of their own, for they may arrive in any order.
+    """
+    columns = w_ref.shape[-1]
+    count = w_hbm.shape[1] // columns
+    group = w_hbm.shape[0] // s_hbm.shape[0]
+
+    def taken(i: Any, buffer: Any, done: Any, start: int = 0, width: int = columns) -> tuple[Any, Any]:
+        there, here = pl.ds(pl.multiple_of(i * columns + start, LANES), width), pl.ds(start, width)
+        return (
+            pltpu.make_async_copy(w_hbm.at[:, there], w_ref.at[buffer, :, here], w_done.at[done]),
+            pltpu.make_async_copy(s_hbm.at[:, there], s_ref.at[buffer, :, here], s_done.at[done]),
+        )
+
+    def given(i: Any, buffer: Any) -> Any:
+        there = pl.ds(pl.multiple_of(i * columns, LANES), columns)
+        return pltpu.make_async_copy(y_ref.at[buffer], y_hbm.at[:, there], y_done.at[buffer])
+
+    def multiply(buffer: Any, start: int, width: int) -> None:
+        here = pl.ds(start, width)
+        total = jnp.zeros((x_ref.shape[0], width), jnp.float32)
+        for g in range(s_ref.shape[1]):
+            rows = slice(g * group, (g + 1) * group)
+            part = jnp.dot(
+                x_ref[:, rows], w_ref[buffer, rows, here].astype(jnp.bfloat16), preferred_element_type=jnp.float32
+            )
+            total += part * s_ref[buffer, g : g + 1, here]
+        y_ref[buffer, :, here] = total
+
+    def step(i: Any, carry: None) -> None:
+        """Block i: what may be copied next is, then its own copy is awaited."""
+        buffer, after = lax.rem(i, buffers), i + buffers - 1
+
+        @pl.when(after < count)
+        def _() -> None:
+            other = lax.rem(after, buffers)
+            _start(taken(after, other, other))
+
+        _wait(taken(i, buffer, buffer))
+
+        @pl.when(i >= buffers)
+        def _() -> None:
+            given(i - buffers, buffer).wait()
+
+        multiply(buffer, 0, columns)
+        given(i, buffer).start()
+
+    x_copy = pltpu.make_async_copy(x_hbm, x_ref, x_done.at[0])
+    x_copy.start()
+    starts = [sum(parts[:p]) for p in range(len(parts))]
+    first = [taken(0, 0, buffers + p, start, parts[p]) for p, start in enumerate(starts)]
+    for piece in first:
+        _start(piece)
+    for i in range(1, min(buffers, count)):
+        _start(taken(i, i, i))
+    x_copy.wait()
+    for piece, start, width in zip(first, starts, parts, strict=True):
+        _wait(piece)
+        multiply(0, start, width)
+    given(0, 0).start()
+    lax.fori_loop(1, count, step, None)
+    for i in range(max(count - buffers, 0), count):
+        given(i, i % buffers).wait()
+
+
+def _start(copies: tuple[Any, ...]) -> None:
+    for copy in copies:
+        copy.start()
+
+
+def _wait(copies: tuple[Any, ...]) -> None:
+    for copy in copies:
+        copy.wait()
