@@ -50,6 +50,7 @@ from qjax.recipes.liu2023_llm_fp4 import llm_fp4
 from qjax.recipes.liu2023_qllm import qllm
 from qjax.recipes.liu2024_crossquant import crossquant
 from qjax.recipes.liu2024_eora import eora
+from qjax.recipes.liu2024_intactkv import intactkv
 from qjax.recipes.liu2024_spinquant import spinquant
 from qjax.recipes.ma2024_affinequant import affinequant
 from qjax.recipes.mckinstry2018_faq import faq
@@ -132,6 +133,7 @@ __all__ = [
     "hqq",
     "int8_with_float_outliers",
     "int8_workflow",
+    "intactkv",
     "kv_cache",
     "llm_fp4",
     "llm_int8",

@@ -100,6 +100,18 @@ def test_prefixquant_as_published_rounds_all_but_the_prefix():
     assert bool(jnp.isfinite(qjax.tapped(MODEL)(program, batch)).all())
 
 
+def test_intactkv_keeps_the_float_models_start_and_training_it_lowers_the_blocks_errors():
+    p, batch = params(), tokens(3, 4, 8)
+    q, report = qjax.run(recipes.intactkv("int2_channel", "rtn", (START,), steps=8), MODEL, p, [batch])
+    row = next(row for row in report.rows if row["method"] == "tune_prefix 8 steps")
+    assert row["error_after"] < row["error_before"]
+    bare, _ = qjax.run(transforms.chain(qjax.rtn("int2_channel"), transforms.prefix([START])), MODEL, p, [batch])
+    for i, layer in q["layers"].items():
+        assert isinstance(layer["attn"]["q"], qjax.QArray)
+        moved = jnp.abs(layer["attn"]["prefix_value"] - bare["layers"][i]["attn"]["prefix_value"])
+        assert 0 < float(moved.max()) < 9 * 2e-4  # at most the rate a step
+
+
 def test_the_most_frequent_outliers_are_chosen_as_the_authors_do():
     ids = np.array([[9, 4, 5, 4], [9, 5, 4, 6], [9, 4, 4, 4]])
     mask = np.zeros((2, 3, 4), bool)
@@ -121,6 +133,8 @@ def test_the_most_frequent_outliers_are_chosen_as_the_authors_do():
         (lambda p, x: transforms.prefix([]), "no tokens are given"),
         (lambda p, x: qjax.run(transforms.prefix([1], sites=("*/k", "*/v")), MODEL, p, [x]), "names no site"),
         (lambda p, x: qjax.run(qjax.chain(*2 * [transforms.prefix([1])]), MODEL, p, [x]), "has a prefix already"),
+        (lambda p, x: qjax.run(transforms.tune_prefix(steps=1), MODEL, p, [x]), "this model has no prefix"),
+        (lambda p, x: transforms.tune_prefix(steps=-1), "-1 steps"),
         (lambda p, x: qjax.run(transforms.outlier_prefix(1, 1e6), MODEL, p, [x]), "no token is an outlier"),
         (
             lambda p, x: qjax.run(transforms.prefix([1]), Decoder(ARCH, scan=True), stack_layers(p), [x]),
