@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults("intactkv")
     config.replicates = 3
     config.extra = {
-        "gptq": {"format": "int3_g64_affine"},
+        "gptq": {"format": "int3_g64_affine", "order": "none"},
         "intactkv": {"format": "int3_g64_affine", "steps": (0, 40)},
     }
     config.calibration = {"windows": 16, "length": 512, "batch": 2}
