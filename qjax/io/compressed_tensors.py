@@ -13,7 +13,7 @@ from typing import Any
 from qjax.formats import FULL
 from qjax.formats.elements import E2M1, E4M3, Element
 from qjax.formats.integer import Int
-from qjax.io import inputs
+from qjax.io import cache_scales, inputs
 from qjax.io.container import Container, Stored
 from qjax.io.layout import Layout, Leaf, Scheme, Strategy, Tensor, strategy
 
@@ -145,7 +145,8 @@ def schemes(config: Mapping[str, Any]) -> Callable[[str], Scheme | None]:
     Raises:
         ValueError: settings that ask for something which is not in the weights, or that are unknown.
     """
-    for key in ("kv_cache_scheme", "transform_config", "sparsity_config", "moe_sparsity_config"):
+    cache_scales.parse(config.get("kv_cache_scheme"))
+    for key in ("transform_config", "sparsity_config", "moe_sparsity_config"):
         if config.get(key) not in (None, {}, []):
             raise ValueError(f"compressed-tensors: {key} is {config[key]!r}, which cannot be read")
     if config.get("quantization_status", "compressed") not in ("compressed", "frozen"):
@@ -201,9 +202,8 @@ def _scheme(name: str, group: Mapping[str, Any], config: Mapping[str, Any]) -> S
     block = _block(where, args)
     if strategy(block) not in layout.strategies or layout.group not in (None, block[0]):
         raise ValueError(f"{where}: {form} has no blocks of {block}")
-    return Scheme(
-        layout, element, block, bool(args.get("symmetric", True)), inputs.parse(where, group.get("input_activations"))
-    )
+    rounding = inputs.parse(f"{where}: input_activations", group.get("input_activations"))
+    return Scheme(layout, element, block, bool(args.get("symmetric", True)), rounding)
 
 
 def _block(where: str, args: Mapping[str, Any]) -> tuple[int, int]:

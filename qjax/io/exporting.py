@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from qjax.dispatch import is_operator
-from qjax.io import gguf
+from qjax.io import cache_scales, gguf
 from qjax.io import layout as layouts
 from qjax.io.atomic import atomically
 from qjax.io.container import Container, Stored
@@ -27,6 +27,7 @@ from qjax.models.safetensors import hf_name
 from qjax.models.tokenizer import Tokenizer
 from qjax.qarray import QArray
 from qjax.trace.paths import leaves_with_paths
+from qjax.trace.sites import Program
 
 FLOATS = ("float32", "bfloat16", "float16")
 # Runtimes fuse these into one matrix, with one global scale.
@@ -40,7 +41,7 @@ FUSED = (("attn/q", "attn/k", "attn/v"), ("ffn/gate", "ffn/up"))
 def export(
     path: str | os.PathLike[str],
     model: Decoder,
-    qparams: Mapping[str, Any],
+    qparams: Mapping[str, Any] | Program,
     *,
     to: str,
     layout: str | None = None,
@@ -59,7 +60,8 @@ def export(
         path: what to write; nothing may be there yet.
         model: a `qjax.models.Decoder`; its architecture becomes the configuration.
         qparams: its parameters, quantized kernels [inputs, outputs] in place of arrays; embedding, norms and biases
-            float. `Pre(Quantize, q)` is kept where the container has a word for it.
+            float. `Pre(Quantize, q)` is kept where the container has a word for it, and so are the taps of a `Program`
+            that round keys and values under one static scale a layer: compressed-tensors' `kv_cache_scheme`.
         to: "compressed-tensors", "gptq", "awq" or "gguf".
         layout: how matrices lie, where the container knows several ("int-quantized", "gptq_v2"); the usual if None.
         tokenizer: as `qjax.models.load` returns it; without one the folder holds the model alone.
@@ -71,7 +73,13 @@ def export(
     """
     if to not in (*CONTAINERS, "gguf"):
         raise ValueError(f"to={to!r} is no container; there are {', '.join(CONTAINERS)}, gguf")
-    leaves = _leaves(model, qparams)
+    program = qparams if isinstance(qparams, Program) else Program(qparams)
+    if program.taps and to != "compressed-tensors":
+        raise ValueError(
+            f"taps on {', '.join(program.taps)}: {to} holds weights alone; give the program's params, or for keys and "
+            'values under static scales to="compressed-tensors"'
+        )
+    leaves = _leaves(model, program.params)
     if to == "gguf":
         if layout is not None:
             raise ValueError(f"layout={layout!r}: GGUF has one, the type of each block is that of its format")
@@ -86,6 +94,10 @@ def export(
         tensors: dict[str, np.ndarray] = {}
         for name, node in leaves.items():
             tensors |= tensors_of(name, node, made)
+        if program.taps:
+            scheme, scales = cache_scales.write(program.taps, model.arch.layers, made.dtype)
+            made = made._replace(settings={**made.settings, "kv_cache_scheme": scheme})
+            tensors |= {_beside_attention(name): scale for name, scale in scales.items()}
         config["dtype"] = made.dtype
         if tokenizer is not None:
             tokenizer.write(folder)
@@ -93,6 +105,12 @@ def export(
             config |= {f"{name}_token_id": i for name, i in ids.items()}
         (folder / "config.json").write_text(json.dumps({**config, "quantization_config": made.settings}, indent=2))
         write_tensors(folder, tensors, shard)
+
+
+def _beside_attention(path: str) -> str:
+    """The file's name of "layers/<i>/attn/k_scale"."""
+    attention, _, name = path.rpartition("/")
+    return f"{_module(f'{attention}/q').rpartition('.')[0]}.{name}"
 
 
 def _leaves(model: Decoder, qparams: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def settings(rounding: Quantize) -> dict[str, Any] | None:
 
 
 def parse(where: str, args: Mapping[str, Any] | None) -> Inputs | None:
-    """What `input_activations` say.
+    """What `input_activations` say, or settings of the same words; `where` they stand begins the error.
 
     Raises:
         ValueError: anything that this module does not know.
@@ -75,7 +75,7 @@ def parse(where: str, args: Mapping[str, Any] | None) -> Inputs | None:
         if args.get("dynamic") is False and kind == "tensor":
             return Inputs(as_format(f"{name}_tensor_f32"), SCALE)
     raise ValueError(
-        f"{where}: input_activations {dict(args)} cannot be read, only symmetric 8 bits, dynamic by token or group, or "
+        f"{where} {dict(args)} cannot be read, only symmetric 8 bits, dynamic by token or group, or "
         "static by tensor, and the local NVFP4"
     )
 

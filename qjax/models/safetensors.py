@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qjax.io import cache_scales
 from qjax.io.containers import schemes
 from qjax.io.tensors import INDEX, Place, open_tensors
 from qjax.models.architecture import Architecture
@@ -24,6 +25,7 @@ from qjax.models.decoder import nest
 from qjax.models.families import FAMILIES, Entry, Family, Fused
 from qjax.models.gguf import checked
 from qjax.qarray import QArray
+from qjax.trace.sites import Program
 
 # Written by old versions of transformers; computed here.
 DERIVED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
@@ -52,27 +54,36 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str, Any] | Program:
     """All parameters in the decoder's tree; files are memory-mapped, one tensor (or leaf of experts) is read at a time.
 
     Floats become float32 arrays; matrices that `quantization_config` names become `QArray`s [inputs, outputs] with the
     codes, scales and zero points of the file, `Pre(Quantize, q)` where it says that inputs are rounded too, and
-    `Columns` where it reorders inputs.
+    `Columns` where it reorders inputs. Where it rounds keys and values of the cache too, the result is a `Program` with
+    that rounding as taps.
 
     Raises:
         FileNotFoundError: for a missing file or shard.
         ValueError: for tensors that are missing, unknown, of another shape or type, naming them; and for a
             `quantization_config` that is unknown.
     """
-    scheme, leaves, stored = schemes(config.get("quantization_config")), {}, _tensors(folder)
+    quantization = config.get("quantization_config")
+    scheme, cache = schemes(quantization), None
+    if quantization is not None and quantization["quant_method"] == "compressed-tensors":
+        cache = cache_scales.parse(quantization.get("kv_cache_scheme"))
+    leaves, stored = {}, _tensors(folder)
     family = FAMILIES[config.get("model_type", "llama")]
     if arch.layers > len(stored):  # before a name is made for each
         raise ValueError(f"{folder} has {len(stored)} tensors, too few for num_hidden_layers={arch.layers}")
     shapes = arch.shapes
     modules: dict[str, dict[str, np.ndarray]] = {}
     entries: dict[str, dict[int, Any]] = {}
+    scales: dict[str, np.ndarray] = {}
     for name, tensor in _parts(stored, arch):
         module, suffix = _module(name)
+        if cache is not None and suffix in cache_scales.SITES and module.startswith(family.layers):
+            scales[f"layers/{module.removeprefix(family.layers).partition('.')[0]}/attn/{suffix}"] = tensor
+            continue
         if suffix != "bias" and _linear(family, module) and scheme(module) is not None:
             modules.setdefault(module, {})[suffix] = tensor
             continue
@@ -97,7 +108,8 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
             leaves[path] = leaf
     for path, matrices in entries.items():
         leaves[path] = _stacked(path, matrices, shapes.get(path, (0,)))
-    return nest(checked(leaves, arch))
+    params = nest(checked(leaves, arch))
+    return params if cache is None else Program(params, cache_scales.read(cache, scales, arch.layers))
 
 
 def places(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str, Place]:

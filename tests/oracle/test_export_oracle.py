@@ -103,6 +103,25 @@ def test_transformers_rounds_inputs_as_we_do(tmp_path, weights, inputs):
     assert np.median(errors) < 1e-5 and errors.max() < 0.1
 
 
+@pytest.mark.parametrize("fmt", ["fp8_e4m3_tensor", "int8_tensor"])
+def test_transformers_rounds_keys_and_values_as_we_do(tmp_path, fmt):
+    pytest.importorskip("compressed_tensors")
+    qparams, _ = quantized(["int8"])
+    ends = {"attn/key": (2.0, 3.0), "attn/value": (1.5, 1.0)}
+    make = qjax.operators.Quantize.static
+    taps = {f"layers/{i}/{site}": make(fmt, -end[i], end[i]) for i in range(2) for site, end in ends.items()}
+    qjax.io.export(tmp_path / "m", MODEL, qjax.Program(qparams, taps), to="compressed-tensors", tokenizer=WORDS)
+    theirs = their_logits(tmp_path / "m")
+    _, again, _ = load(tmp_path / "m")
+    ours = np.asarray(qjax.tapped(MODEL)(again, jnp.asarray(TOKENS)))
+    plain = np.asarray(qjax.quantized(MODEL)(qparams, jnp.asarray(TOKENS)))
+    errors = np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    print(
+        f"\n{fmt}: relative error {np.median(errors):.1e} in the median; the rounding itself {error(plain, ours):.1e}"
+    )
+    assert np.median(errors) < 1e-4 and errors.max() < 0.1 and error(plain, ours) > 1e-3
+
+
 def test_compressed_tensors_rounds_inputs_to_nvfp4_as_we_do():
     """Its own functions, on the settings and the divisor that we write: its linear layers are bfloat16 in NVFP4."""
     torch, quantization = pytest.importorskip("torch"), pytest.importorskip("compressed_tensors.quantization")
