@@ -1,9 +1,9 @@
 """A prefix: keys and values that every sequence attends to first, held as parameters of the layers.
 
 A layer with attn/prefix_key (behind RoPE) and attn/prefix_value, each [slots, kv_heads, head_dim], remembers so many
-tokens that are never computed again: the attention sinks of PrefixQuant and IntactKV (catalogue I6, I8). The first
-token of a sequence then stands at position `slots`. They are leaves like others: they are saved, trained and counted
-with the rest, and stay exact behind a quantized cache, which holds what came after them.
+tokens that are never computed again: the attention sinks of PrefixQuant, CushionCache and IntactKV (catalogue I6,
+I7, I8). The first token of a sequence then stands at position `slots`. They are leaves like others: they are saved,
+trained and counted with the rest, and stay exact behind a quantized cache, which holds what came after them.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ from qjax.recipes.ramachandran2024_microscopiq import microscopiq
 from qjax.recipes.round_to_nearest import rtn
 from qjax.recipes.shao2023_omniquant import omniquant
 from qjax.recipes.sheng2023_flexgen import flexgen
+from qjax.recipes.son2024_cushioncache import cushioncache
 from qjax.recipes.sun2024_flatquant import flatquant
 from qjax.recipes.sun2024_massive_activations import pinned_massive
 from qjax.recipes.tan2024_mobilequant import mobilequant
@@ -111,6 +112,7 @@ __all__ = [
     "brecq",
     "cbq",
     "crossquant",
+    "cushioncache",
     "d2quant",
     "data_free",
     "decoupleq",

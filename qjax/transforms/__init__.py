@@ -52,6 +52,8 @@ from qjax.transforms.mixtures import outliers as outliers
 from qjax.transforms.mixtures import planned_to_quantize as planned_to_quantize
 from qjax.transforms.mixtures import power as power
 from qjax.transforms.mixtures import sensitive_clusters as sensitive_clusters
+from qjax.transforms.prefix_search import search_prefix as search_prefix
+from qjax.transforms.prefix_tuning import soften_prefix as soften_prefix
 from qjax.transforms.prefix_tuning import tune_prefix as tune_prefix
 from qjax.transforms.prefixing import outlier_prefix as outlier_prefix
 from qjax.transforms.prefixing import prefix as prefix

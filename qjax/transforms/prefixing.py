@@ -70,7 +70,7 @@ def outlier_prefix(
             return jnp.stack([outlier_tokens(x, ratio) for x in watch(leaves, batch)[1].values()])
 
         leaves = tuple(stage.params.values())
-        found = [np.asarray(outliers(leaves, _read(x))) for x in stage.inputs]
+        found = [np.asarray(outliers(leaves, read(x))) for x in stage.inputs]
         windows = np.concatenate([np.asarray(x) for x in stage.inputs])
         return added(stage, [*frequent(np.concatenate(found, axis=1), windows), start], sites)
 
@@ -118,12 +118,13 @@ def remembered(
     """What the model with these leaves has at the sites for the tokens alone, by the path of the leaf to hold it."""
     assert stage.fn is not None
     for batch in stage.inputs:
-        _read(batch)
+        read(batch)
     _, found = jax.jit(captured(stage.fn, *sites))(leaves, jnp.asarray([tokens], jnp.int32))
     return {"/prefix_".join(site.rsplit("/", 1)): value[0] for site, value in found.items()}
 
 
-def _read(batch: Any) -> Any:
+def read(batch: Any) -> Any:
+    """A calibration batch, if it is tokens."""
     if jnp.ndim(batch) != 2 or not jnp.issubdtype(jnp.asarray(batch).dtype, jnp.integer):
         raise ValueError("a prefix is read as tokens, int [batch, tokens], and the calibration batches are none")
     return batch

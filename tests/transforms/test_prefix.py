@@ -7,7 +7,9 @@ import pytest
 
 import qjax
 from qjax import recipes, transforms
+from qjax.metrics import next_token_loss
 from qjax.models import Architecture, Decoder, stack_layers
+from qjax.transforms.prefix_search import INPUTS
 from qjax.transforms.prefixing import frequent
 
 ARCH = Architecture(
@@ -112,6 +114,29 @@ def test_intactkv_keeps_the_float_models_start_and_training_it_lowers_the_blocks
         assert 0 < float(moved.max()) < 9 * 2e-4  # at most the rate a step
 
 
+def lost_behind(p, first, window):
+    """What INT8 with one scale a tensor loses of everything that matrices read behind a first token."""
+    seen = qjax.captured(MODEL, *INPUTS)(p, jnp.concatenate([jnp.full((1, 1), first), window], axis=1))[1]
+    values = [x[0, 1:] for x in seen.values()]
+    rounded = [qjax.dequantize(qjax.quantize(x, "int8_tensor", axis=-1)) for x in values]
+    return sum(float(jnp.mean((x - r) ** 2)) for x, r in zip(values, rounded, strict=True))
+
+
+def test_cushioncache_finds_a_prefix_and_tunes_it():
+    p, batch = params(), tokens(4, 2, 8)
+    q, report = qjax.run(
+        recipes.cushioncache(candidates=(START, 4, 9), steps=4), MODEL, p, [batch], loss=next_token_loss
+    )
+    found = next(row["format"] for row in report.rows if row["method"].startswith("search_prefix"))
+    errors = {f"tokens {t}": lost_behind(p, t, batch[:1]) for t in (START, 4, 9)}
+    assert errors[found] < 1.0001 * min(
+        errors.values()
+    )  # a second token would not halve it: position 0 is what matters
+    row = next(row for row in report.rows if row["method"].startswith("soften_prefix"))
+    assert row["error_after"] <= row["error_before"]
+    assert largest(p, batch) > 1000 and largest(q, batch) < 50
+
+
 def test_the_most_frequent_outliers_are_chosen_as_the_authors_do():
     ids = np.array([[9, 4, 5, 4], [9, 5, 4, 6], [9, 4, 4, 4]])
     mask = np.zeros((2, 3, 4), bool)
@@ -134,6 +159,8 @@ def test_the_most_frequent_outliers_are_chosen_as_the_authors_do():
         (lambda p, x: qjax.run(transforms.prefix([1], sites=("*/k", "*/v")), MODEL, p, [x]), "names no site"),
         (lambda p, x: qjax.run(qjax.chain(*2 * [transforms.prefix([1])]), MODEL, p, [x]), "has a prefix already"),
         (lambda p, x: qjax.run(transforms.tune_prefix(steps=1), MODEL, p, [x]), "this model has no prefix"),
+        (lambda p, x: transforms.search_prefix([]), "no candidates are given"),
+        (lambda p, x: qjax.run(transforms.search_prefix([3], threshold=0.0), MODEL, p, [x]), "behind none of 1"),
         (lambda p, x: transforms.tune_prefix(steps=-1), "-1 steps"),
         (lambda p, x: qjax.run(transforms.outlier_prefix(1, 1e6), MODEL, p, [x]), "no token is an outlier"),
         (
