@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from qjax.kernels.aot import tpu
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
-from qjax.kernels.tpu import group_scaled, integer_products
+from qjax.kernels.tpu import dynamic_products, group_scaled, integer_products
 from qjax.kernels.tpu.tiles import Blocks
 
-KERNELS = ("bf16 XLA", "w4a16 sums", "w4a16 codes", "w8a16 sums", "w8a16 codes", "w8a8", "w4a4")
-INTEGERS = {"w8a8": jnp.int8, "w4a4": jnp.int4}
+KERNELS = ("bf16 XLA", "w4a16 sums", "w4a16 codes", "w8a16 sums", "w8a16 codes", "w8a8", "w4a4", "dynamic w8a8")
+INTEGERS = {"w8a8": jnp.int8, "w4a4": jnp.int4, "dynamic w8a8": jnp.int8}
 SIZES = ("4096x4096", "8192x28672", "576x1536")
 ROWS = (16, 512, 2048)
 
@@ -33,6 +33,9 @@ def build(
     x = ((M, K), jnp.bfloat16)
     if kernel == "bf16 XLA":
         return functools.partial(jnp.dot, preferred_element_type=jnp.float32), [x, ((K, N), jnp.bfloat16)]
+    if kernel == "dynamic w8a8":
+        tiling = dynamic_products.blocks(M, K, N, chip) if tiling is None else tiling
+        return functools.partial(dynamic_products.matmul, tiling=tiling), [x, ((K, N), jnp.int8), ((N,), jnp.float32)]
     if kernel in INTEGERS:
         codes = INTEGERS[kernel]
         scales = [((M,), jnp.float32), ((N,), jnp.float32)]

@@ -50,7 +50,7 @@ def integer_matmul(
     if bias is not None and left.codes.shape[0] > 1:
         raise ValueError(f"integer_matmul: a bias is added to one sum, but {left.codes.shape[0]} groups have their own")
 
-    def add(total: Array, group: tuple[_Side, _Side]) -> tuple[Array, None]:
+    def add(total: Array, group: tuple[Side, Side]) -> tuple[Array, None]:
         sums = _sums(*group)
         sums = sums if bias is None else sums + bias.astype(jnp.int32)[None]
         scale = group[0].scale[:, None] * group[1].scale[None, :]
@@ -60,7 +60,7 @@ def integer_matmul(
     return jax.lax.scan(add, start, (left, right))[0]
 
 
-def _refuse_kernel(x: QArray, w: QArray, bias: Array | None, left: _Side) -> str | None:
+def _refuse_kernel(x: QArray, w: QArray, bias: Array | None, left: Side) -> str | None:
     """Why the TPU's kernel cannot multiply them, or None."""
     why = refuse_platform(jax.default_backend())
     if why is not None:
@@ -78,7 +78,7 @@ def _centred(q: QArray) -> bool:
     return q.meta.offset is None and isinstance(q.meta.element, Int) and q.meta.element.signed
 
 
-def _by_kernel(x: _Side, w: _Side, bits: int, interpret: bool = False) -> Array:
+def _by_kernel(x: Side, w: Side, bits: int, interpret: bool = False) -> Array:
     from qjax.kernels.tpu import integer_products  # Pallas takes a second to import
 
     dtype = jnp.int4 if bits == 4 else jnp.int8
@@ -113,7 +113,7 @@ def _shape(scale: Array | None) -> tuple[int, ...] | None:
     return None if scale is None else scale.shape
 
 
-class _Side(NamedTuple):
+class Side(NamedTuple):
     """One operand in groups: its inputs along the last axis, everything centred so that codes fit int8.
 
     codes [groups, outputs, inputs] int8, zero where a group is not full; scale, zero [groups, outputs];
@@ -126,7 +126,7 @@ class _Side(NamedTuple):
     members: Array
 
 
-def _sums(x: _Side, w: _Side) -> Array:
+def _sums(x: Side, w: Side) -> Array:
     along = (((1,), (1,)), ((), ()))
     products = jax.lax.dot_general(x.codes, w.codes, along, preferred_element_type=jnp.int32)
     of_x, of_w = (jnp.sum(side.codes, axis=1, dtype=jnp.int32) for side in (x, w))
@@ -134,7 +134,7 @@ def _sums(x: _Side, w: _Side) -> Array:
     return products - z_x * of_w[None, :] - of_x[:, None] * z_w + x.members * z_x * z_w
 
 
-def _operands(x: QArray, w: QArray) -> tuple[_Side, _Side]:
+def _operands(x: QArray, w: QArray) -> tuple[Side, Side]:
     if len(x.shape) != 2 or len(w.shape) != 2 or x.shape[1] != w.shape[0]:
         raise ValueError(f"integer product of {x.shape} and {w.shape}: expected [T, K] and [K, N]")
     inputs = x.shape[1]
@@ -145,10 +145,11 @@ def _operands(x: QArray, w: QArray) -> tuple[_Side, _Side]:
     # |q - z| is at most 255, of the centred parts 128: four products of the sum stay below 2^16 each.
     if min(size, inputs) * 2**16 > 2**31:
         raise ValueError(f"integer product: {size} inputs a group may overflow int32; give groups of at most 32768")
-    return _side(x, "x", size, False), _side(w, "w", size, True)
+    return operand(x, "x", size, False), operand(w, "w", size, True)
 
 
-def _side(q: QArray, name: str, size: int, transposed: bool) -> _Side:
+def operand(q: QArray, name: str, size: int, transposed: bool) -> Side:
+    """q in groups of `size` inputs; [inputs, outputs] if `transposed`. `name` stands in what is refused: ValueError."""
     e = q.meta.element
     if not isinstance(e, Int) or e.bits > 8:
         raise ValueError(f"integer product: {name} has codes {e.name}, not integers of at most 8 bits")
@@ -174,6 +175,6 @@ def _side(q: QArray, name: str, size: int, transposed: bool) -> _Side:
     codes = jnp.pad(codes, ((0, 0), (0, groups * size - inputs))).astype(jnp.int8)
     members = jnp.minimum(size, inputs - size * jnp.arange(groups, dtype=jnp.int32))
     zero = (jnp.zeros_like(scale) if zero is None else zero) - centre
-    return _Side(
+    return Side(
         codes.reshape(outputs, groups, size).swapaxes(0, 1), grouped(scale), grouped(zero).astype(jnp.int32), members
     )

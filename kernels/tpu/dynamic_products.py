@@ -1,0 +1,128 @@
+"""y = (codes of x @ w codes) * row scales * column scales, with x rounded to int8 by rows on its way (W8A8), on TPUs.
+
+A row's scale is its largest magnitude over 127, and its codes are x times the inverse, rounded half to even: symmetric
+quantization per token, as LLM.int8 and ZeroQuant do it. Fused in front of the product, x is read once in bfloat16 and
+its codes are never written: the block of x stays in vector memory, is rounded for the first columns and its codes
+serve the others.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from qjax.kernels.tpu import integer_products, tiles
+from qjax.kernels.tpu.group_scaled import ROWS
+from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
+
+TOP = 127.0
+SMALLEST = 1e-30  # a row's largest magnitude below it counts as zero
+STRIP = 512  # columns of x rounded at a time
+ROOM = 4 << 20  # bytes of codes of x in vector memory
+LIMIT = 48 << 20  # bytes of vector memory asked for; every chip that multiplies int8 has 64 MiB or more
+
+
+def refuse(K: int, N: int) -> str | None:
+    """Why the kernel cannot run x [M, K] and codes [K, N], or None."""
+    return integer_products.refuse(K, N, 8)
+
+
+def blocks(M: int, K: int, N: int, chip: str | None = None) -> Blocks:
+    """The blocks taken where none are given: rows of the whole depth, as many as there is room for."""
+    most = tiles.largest("dynamic w8a8", M, chip) or Blocks(512, 1024 if M <= FEW else 512, K)
+    rows = min(-(-M // ROWS[8]) * ROWS[8], most.rows, max(ROOM // K // ROWS[8], 1) * ROWS[8])
+    columns = tiles.divisor(N, min(most.columns, max((4 << 20) // K, LANES)), LANES)
+    return Blocks(rows, columns or LANES, K)
+
+
+def matmul(
+    x: jax.Array, codes: jax.Array, scale: jax.Array, tiling: Blocks | None = None, interpret: Any = False
+) -> jax.Array:
+    """x [M, K] bfloat16 or float32, rounded to int8 by rows, @ codes [K, N] int8, times the scales -> [M, N] float32.
+
+    scale [N] float32. M is padded to whole blocks; `tiling` must have the depth K and divide N; `interpret` goes to
+    `pallas_call`. Codes and sums are those of `reference`. ValueError for what does not fit.
+    """
+    (M, K), N = x.shape, codes.shape[1]
+    why = refuse(K, N)
+    if codes.shape[0] != K or scale.shape != (N,) or codes.dtype != jnp.int8 or why is not None:
+        raise ValueError(f"x {x.shape}, codes {codes.shape} {codes.dtype} and scale {scale.shape} do not fit: {why}")
+    if M == 0:
+        return jnp.zeros((0, N), jnp.float32)
+    bm, bn, bk, _ = blocks(M, K, N, tiles.chip()) if tiling is None else tiling
+    if bk != K or N % bn:
+        raise ValueError(f"blocks of depth {bk} and {bn} columns: {codes.shape} wants the whole depth and a divisor")
+    rows = -(-M // bm) * bm
+    call = pl.pallas_call(
+        _kernel,
+        out_shape=jax.ShapeDtypeStruct((rows, N), jnp.float32),
+        grid=(rows // bm, N // bn),
+        in_specs=[
+            pl.BlockSpec((bm, K), lambda i, j: (i, 0)),
+            pl.BlockSpec((K, bn), lambda i, j: (0, j)),
+            pl.BlockSpec((1, bn), lambda i, j: (0, j)),
+        ],
+        out_specs=pl.BlockSpec((bm, bn), lambda i, j: (i, j)),
+        scratch_shapes=[pltpu.VMEM((bm, K), jnp.int8), pltpu.VMEM((bm, 1), jnp.float32)],
+        # Columns in order: the first of a row of blocks rounds x for the others.
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=LIMIT),
+        name="dynamic_w8a8",
+        interpret=interpret,
+    )
+    return call(jnp.pad(x, [(0, rows - M), (0, 0)]), codes, scale.astype(jnp.float32)[None, :])[:M]
+
+
+def scales(largest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(scale, its inverse) float32 of rows with these largest magnitudes; both 0 for rows of zeros.
+
+    Below 1e-30 a row counts as zeros, since the inverse would overflow. A row with an infinity or a NaN has
+    scale NaN, so that its products are NaN.
+    """
+    none, fine = largest < SMALLEST, largest < jnp.inf
+    inverse = jnp.where(none | ~fine, 0.0, TOP / jnp.where(none, 1.0, largest))
+    return jnp.where(fine, jnp.where(none, 0.0, largest * jnp.float32(1 / TOP)), jnp.nan), inverse
+
+
+def magnitudes(x: jax.Array) -> jax.Array:
+    """The bits of |x| in float32 as int32: in the order of the magnitudes, infinity above them and NaN above that."""
+    return lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32) & jnp.int32(0x7FFFFFFF)
+
+
+def round_rows(x: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Codes int8 of x [M, K] under the inverse scales [M, 1] of its rows; anything where the scale is NaN."""
+    return jnp.round(x.astype(jnp.float32) * inverse).astype(jnp.int8)
+
+
+def _kernel(x_ref: Any, w_ref: Any, scale_ref: Any, y_ref: Any, codes_ref: Any, x_scale_ref: Any) -> None:
+    """One block of y; strips of rows and columns, so that what is rounded at a time stays in registers."""
+    rows, K = x_ref.shape
+    width = tiles.divisor(K, STRIP, LANES) or K
+    parts = [slice(start, start + width) for start in range(0, K, width)]
+
+    def strip(i: Any, carry: None) -> None:
+        here = pl.ds(pl.multiple_of(i * ROWS[8], ROWS[8]), ROWS[8])
+        peak = functools.reduce(jnp.maximum, [magnitudes(x_ref[here, part]) for part in parts])
+        scale, inverse = scales(lax.bitcast_convert_type(jnp.max(peak, axis=1, keepdims=True), jnp.float32))
+        x_scale_ref[here, :] = scale
+        for part in parts:
+            codes_ref[here, part] = round_rows(x_ref[here, part], inverse)
+
+    @pl.when(pl.program_id(1) == 0)
+    def _() -> None:
+        lax.fori_loop(0, rows // ROWS[8], strip, None)
+
+    sums = jnp.dot(codes_ref[...], w_ref[...], preferred_element_type=jnp.int32)
+    y_ref[...] = sums.astype(jnp.float32) * x_scale_ref[...] * scale_ref[...]
+
+
+def reference(x: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    """What `matmul` computes, by XLA on any platform: float32 [M, N]."""
+    peak = jnp.max(magnitudes(x), axis=1, keepdims=True, initial=0)
+    x_scale, inverse = scales(lax.bitcast_convert_type(peak, jnp.float32))
+    return integer_products.reference(round_rows(x, inverse), codes, x_scale[:, 0], scale)

@@ -1,0 +1,84 @@
+"""Products whose inputs are rounded to int8 as they come: a scale a token, found from the token itself.
+
+Dynamic quantization per token with symmetric int8 (LLM.int8, Dettmers et al. 2022, catalogue C5; ZeroQuant, Yao et al.
+2022): nothing is calibrated. On a TPU the rounding is fused in front of the integer product.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qjax.formats.integer import Int
+from qjax.integer.execution import operand
+from qjax.operators.narrow_codes import refuse_platform
+from qjax.qarray import FULL, QArray
+
+
+def dynamic_matmul(x: Array, w: QArray, *, implementation: Literal["xla", "mosaic"] | None = None) -> Array:
+    """x [..., K] floating, rounded to int8 with a scale a row, times w [K, N] of int8 codes: float32 [..., N].
+
+    A row's scale is its largest magnitude over 127; the sums of codes are exact in int32 and meet the scales in
+    float32. A row of zeros gives zeros; one with an infinity or a NaN gives NaN and leaves the others alone. Gradients
+    are those of the product with x as it was before rounding, with respect to x and to the scales of w. "mosaic" is
+    the kernel of `qjax.kernels.tpu.dynamic_products`, fused; with None it is taken where it can run.
+
+    >>> from qjax.quantization import quantize
+    >>> w = quantize(jnp.array([[3.0], [1.0]]), "int8_f32")
+    >>> dynamic_matmul(jnp.array([[1.0, -2.0]]), w).round(1).tolist()
+    [[1.0]]
+
+    Raises:
+        ValueError: an x that is not floating, a w that is not signed integers of at most 8 bits under a scale a column
+            (or one for all) without zero points, shapes that do not fit, sums that int32 may not hold, or a named
+            implementation that cannot run, and why.
+    """
+    from qjax.kernels.tpu import dynamic_products  # Pallas takes a second to import
+
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"dynamic_matmul: x is {x.dtype}; expected a floating type, which it rounds itself")
+    if len(w.shape) != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
+        raise ValueError(f"dynamic_matmul: product of {x.shape} and {w.shape}: expected [..., K] and [K, N]")
+    element, K, N = w.meta.element, *w.shape
+    if not isinstance(element, Int) or not element.signed or element.bits > 8 or w.meta.offset is not None:
+        raise ValueError(f"dynamic_matmul: w has codes {element.name} and offset {w.meta.offset}; it takes signed int8")
+    if w.meta.block[0] != FULL and w.meta.block[0] < K:
+        raise ValueError(f"dynamic_matmul: w has groups of {w.meta.block[0]} inputs; it takes a scale a column")
+    if K * 2**14 >= 2**31:
+        raise ValueError(f"dynamic_matmul: the sum of {K} products of int8 may overflow int32")
+    why = refuse_platform(jax.default_backend()) or dynamic_products.refuse(K, N)
+    if implementation == "mosaic" and why is not None:
+        raise ValueError(f"dynamic_matmul: the kernel 'mosaic' cannot run: {why}")
+    side = operand(w, "w", K, True)
+    product = dynamic_products.reference if why is not None or implementation == "xla" else dynamic_products.matmul
+    rows = x.reshape(math.prod(x.shape[:-1]), K)
+    rows = rows if rows.dtype == jnp.bfloat16 else rows.astype(jnp.float32)
+    return _straight(product, rows, side.codes[0].T, side.scale[0].astype(jnp.float32)).reshape(*x.shape[:-1], N)
+
+
+def _straight(product: Any, x: Array, codes: Array, scale: Array) -> Array:
+    """`product` with the gradients of the product that does not round x."""
+
+    @jax.custom_vjp
+    def rounded(x: Array, codes: Array, scale: Array) -> Array:
+        return product(x, codes, scale)
+
+    def forward(x: Array, codes: Array, scale: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+        return product(x, codes, scale), (x, codes, scale)
+
+    def backward(kept: tuple[Array, Array, Array], dy: Array) -> tuple[Array, np.ndarray, Array]:
+        x, codes, scale = kept
+
+        def plain(x: Array, scale: Array) -> Array:
+            return jnp.dot(x.astype(jnp.float32), codes.astype(jnp.float32) * scale[None, :], precision="highest")
+
+        dx, d_scale = jax.vjp(plain, x, scale)[1](dy)
+        return dx, np.zeros(codes.shape, jax.dtypes.float0), d_scale
+
+    rounded.defvjp(forward, backward)
+    return rounded(x, codes, scale)
