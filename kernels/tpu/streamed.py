@@ -19,6 +19,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from qjax.kernels.tpu.tiles import LANES, Blocks
 
+LIMIT = 48 << 20  # bytes of vector memory asked for: v5e, whose default is 16 MiB, has 128
+
 
 def matmul(x: jax.Array, codes: jax.Array, scale: jax.Array, tiling: Blocks, interpret: Any = False) -> jax.Array:
     """`group_scaled.matmul` with scaled sums, where all of x [M, K] bfloat16 and blocks of the whole depth K fit.
@@ -44,6 +46,7 @@ def matmul(x: jax.Array, codes: jax.Array, scale: jax.Array, tiling: Blocks, int
             pltpu.SemaphoreType.DMA((buffers + len(parts),)),
             pltpu.SemaphoreType.DMA((buffers,)),
         ],
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=LIMIT),
         name=f"w{jnp.iinfo(codes.dtype).bits}a16_streamed",
         interpret=interpret,
     )
