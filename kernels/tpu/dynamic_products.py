@@ -22,6 +22,7 @@ from qjax.kernels.tpu.group_scaled import ROWS
 from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
 TOP = 127.0
+INFINITE = 0x7F800000  # the bits of infinity: libtpu has no estimate of a maximum of integers across lanes
 SMALLEST = 1e-30  # a row's largest magnitude below it counts as zero
 STRIP = 512  # columns of x rounded at a time
 ROOM = 4 << 20  # bytes of codes of x in vector memory
@@ -108,7 +109,9 @@ def _kernel(x_ref: Any, w_ref: Any, scale_ref: Any, y_ref: Any, codes_ref: Any, 
     def strip(i: Any, carry: None) -> None:
         here = pl.ds(pl.multiple_of(i * ROWS[8], ROWS[8]), ROWS[8])
         peak = functools.reduce(jnp.maximum, [magnitudes(x_ref[here, part]) for part in parts])
-        scale, inverse = scales(lax.bitcast_convert_type(jnp.max(peak, axis=1, keepdims=True), jnp.float32))
+        scale, inverse = scales(
+            jnp.max(lax.bitcast_convert_type(jnp.minimum(peak, INFINITE), jnp.float32), axis=1, keepdims=True)
+        )
         x_scale_ref[here, :] = scale
         for part in parts:
             codes_ref[here, part] = round_rows(x_ref[here, part], inverse)
