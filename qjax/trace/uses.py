@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ def uses(fn: Any, params: Any, batch: Any) -> Uses:
 
     Default targets (`Uses.targets`) are leaves with products against activations and no other use; `Uses.excluded`
     names the rest with reasons: lookups and tied heads, an untied head (as many outputs as a looked-up table has rows),
-    leaves whose product feeds top_k (routers) or has one output (gates), depthwise convolutions, norms, biases.
+    leaves whose product feeds top_k (routers), those of one output beside others that read the same input (gates),
+    depthwise convolutions, norms, biases.
 
     >>> import jax.numpy as jnp
     >>> params = {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}
@@ -68,12 +70,14 @@ def summary(tape: Walk, inputs: Sequence[Input]) -> Uses:
         s = leaf.source
         found[s.path].append(Use(s.path, primitive, s.shape, s.dtype, index=s.dropped))
     tables = {u.matrix_shape[-1]: p for p, us in found.items() for u in us if u.kind == "lookup"}
+    readers = Counter(u.input_id for us in found.values() for u in us if u.kind == "product")
+    shared = {number for number, count in readers.items() if count > 1}
     impossible, excluded = {}, {}
     for path in [i.path for i in inputs if i.parameter]:
         listed = found.get(path, [])
         if reason := _impossible(listed):
             impossible[path] = excluded[path] = reason
-        elif reason := _unusual(path, listed, tables, tape.routers):
+        elif reason := _unusual(path, listed, tables, tape.routers, shared):
             excluded[path] = reason
     return Uses({p: tuple(u) for p, u in found.items()}, excluded, impossible)
 
@@ -106,7 +110,9 @@ def _impossible(listed: Sequence[Use]) -> str:
     return matrices[0].flaw
 
 
-def _unusual(path: str, listed: Sequence[Use], tables: Mapping[int, str], routers: set[str]) -> str:
+def _unusual(
+    path: str, listed: Sequence[Use], tables: Mapping[int, str], routers: set[str], shared: set[int | None]
+) -> str:
     """Why a matrix is no default target."""
     products = [u for u in listed if u.kind == "product"]
     if any(u.kind == "lookup" for u in listed):
@@ -123,8 +129,8 @@ def _unusual(path: str, listed: Sequence[Use], tables: Mapping[int, str], router
         return f"an untied head: as many outputs as {tables[rows]!r} has rows"
     if path in routers:
         return "a router: its product feeds top_k"
-    if rows == 1:
-        return "one output: a gate, or a head of one number"
+    if rows == 1 and first.input_id in shared:
+        return "a gate: one output, beside matrices that read the same input"
     return ""
 
 

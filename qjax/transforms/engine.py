@@ -113,7 +113,7 @@ def run(
             share an input ("sequential").
         where: the targets, instead of the default: path pattern(s) or a predicate. The default is every leaf whose only
             use is a matmul, convolution or ragged_dot with an activation; never embeddings, heads, norms, biases,
-            routers, gates of one output or depthwise convolutions.
+            routers, gates or depthwise convolutions.
         weights: one array a batch, like its tokens; 0 hides a token (padding) from every statistic.
         loss: (outputs, batch) -> scalar, for transforms that need one.
         topology: how the leaves are wired, for transforms that rewrite several together; `fn.topology` if fn has one.

@@ -79,7 +79,7 @@ def test_decoding_is_the_forward_pass():
 def test_routers_and_gates_are_left_alone_and_a_scan_has_the_same_targets():
     found = uses(Decoder(SHARED), params_of(SHARED), TOKENS)
     assert found.excluded["layers/1/ffn/router"].startswith("a router")
-    assert found.excluded["layers/1/ffn/shared_gate"].startswith("one output")
+    assert found.excluded["layers/1/ffn/shared_gate"].startswith("a gate: one output")
     below = [path for path in found.targets() if path.startswith("layers/1/ffn/")]
     assert below == [f"layers/1/ffn/{kind}/{name}" for kind in ("experts", "shared") for name in NAMES]
     use = found.matrix("layers/1/ffn/experts/down")

@@ -13,6 +13,7 @@ from qjax.operators import Columns, Diag, Factored, Post, Pre, Shift, Sparse, Su
 from qjax.solvers import awq, d2quant, glowq, loftq, low_rank, mixed_groups, nupes, rtn, whitening
 from qjax.transforms import masked
 from qjax.transforms.smoothing import migration
+from tests import draw
 
 K, T = 16, 40  # every matrix has one shape, so every method is compiled once
 FMT = "int3_g8_f32"
@@ -136,12 +137,25 @@ def test_scales_are_searched_and_learned():
     rows = {(r["path"], r["method"].split()[0]): r for r in report.rows}
     assert rows["layers/0/up", "awq"]["format"] == f"alpha {float(found.alpha):g}"
     row = rows["layers/1/up", "learned_scale"]
-    assert row["error_after"] < row["error_before"]
+    assert row["error_after"] <= row["error_before"]  # forty steps on one small block may find nothing
     assert jnp.array_equal(second["up"].T.scale, second["gate"].T.scale)
     x = block(FIRST, X)
     rounded = {n: qjax.dense(second[n]) for n in NAMES}
     left = jnp.mean((block({"gain": SECOND["gain"], **rounded}, x) - block(SECOND, x)) ** 2)
     np.testing.assert_allclose(left, row["error_after"], rtol=1e-2)
+
+
+def test_learned_scales_tame_a_channel_whose_weights_are_large_and_inputs_small():
+    leaves = {str(i): draw.normal(20 + i, K, K).at[3].multiply(10.0) for i in range(6)}
+    x = jnp.stack([draw.normal(120 + i, 64, K).at[:, 3].multiply(0.1) for i in range(6)])
+
+    def each(p, x):
+        return jnp.stack([x[int(i)] @ w for i, w in p.items()])
+
+    learned = transforms.learned_scale("int4_g8_narrow_f32", steps=100, rate=0.03)
+    _, report = qjax.run(learned, each, leaves, [x], schedule="whole")
+    row = report.rows[0]
+    assert row["error_after"] < 0.9 * row["error_before"]
 
 
 def test_one_alpha_for_the_model():
