@@ -7,8 +7,6 @@ result (`python -m experiments.record`); a study that was not recorded, or whose
 from __future__ import annotations
 
 import argparse
-import ast
-import importlib.util
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,10 +30,7 @@ def studies(root: Path = ROOT) -> Iterator[Study]:
     """Every study whose config has claims, by path; a claim without a recorded verdict has "not run"."""
     recorded = results()
     for path in sorted((root / "configs").rglob("[a-z]*.py")):
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = settings.module(str(path))
         config = settings.check(module.get_config())
         judged = {(c["better"], c["worse"]): c for c in recorded.get(config["study"], {}).get("claims", ())}
         claims = [
@@ -43,8 +38,8 @@ def studies(root: Path = ROOT) -> Iterator[Study]:
             for better, worse in config["claims"]
         ]
         if claims:
-            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            yield Study(path.relative_to(root).as_posix(), text.splitlines()[0], claims)
+            title = (module.__doc__ or "").strip().splitlines()[0]
+            yield Study(path.relative_to(root).as_posix(), title, claims)
 
 
 def line(study: Study, claim: dict[str, Any]) -> tuple[str, ...]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -35,6 +39,18 @@ def defaults(study: str) -> ml_collections.ConfigDict:
             "pictures": False,  # sizes of weights and inputs of the float model, for the report
         }
     )
+
+
+def module(place: str) -> ModuleType:
+    """A module by its dotted name, or by the path of its file; FileNotFoundError where there is none."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    if spec is None or spec.loader is None or not Path(place).is_file():
+        raise FileNotFoundError(f"no Python file at {place}")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def check(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import qjax
+from experiments import settings
 from qjax import models
 from qjax.models.generation import generate
 
@@ -36,20 +33,9 @@ def load(name: str | None) -> Subject:
     """
     if name is not None and ":" in name:
         place, function = name.rsplit(":", 1)
-        return Subject(*(*getattr(_module(place), function)(), {})[:4])
+        return Subject(*(*getattr(settings.module(place), function)(), {})[:4])
     path = models.find(name)
     return Subject(*models.load(path), models.cells(path) if path.suffix == ".gguf" else {})
-
-
-def _module(place: str) -> ModuleType:
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-    if spec is None or spec.loader is None or not Path(place).is_file():
-        raise FileNotFoundError(f"no Python file at {place}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def tokenize(subject: Subject, text: str) -> list[int]:

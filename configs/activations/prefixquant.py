@@ -5,9 +5,7 @@ PrefixQuant without its fine-tuning, the same with a scale a token, and both wit
 Paper: PrefixQuant (Chen et al. 2024, arXiv:2410.05265): "static quantization beats dynamic through prefixed outliers".
 
 Expected: the static row without a prefix fails outright, as SmolLM2-135M has activations up to 25,900 at the first
-token of a window. Whether static beats dynamic is the question. In a try at W8A8 with one static scale a tensor,
-without rotation (calibration and development windows of 256 tokens, four each), tokens 260, 216 and 1 were put in
-front, and the perplexity was 23.9 behind them, 85.1 without them and 22.8 in float.
+token of a window. Whether static beats dynamic is the question; configs/claims/static_prefix.py asks it at W8A8.
 
 `python -m experiments.diagnose --prefix 1` shows the stream behind it: no value above 1,000 is left, and none above 135
 from layer 11 to layer 18, where 24,900 stood.

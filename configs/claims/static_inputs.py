@@ -5,8 +5,8 @@ Weights and inputs of 8 bits: one static scale for the tensor, one dynamic scale
 
 Papers: ZeroQuant (arXiv:2206.01861), section 3.1; SmoothQuant (arXiv:2211.10438), levels O1 to O3.
 
-Expected: a token better than a dynamic tensor, that better than a static one. A fixed prefix, which would turn the
-order, is a study of its own.
+Expected: a token better than a dynamic tensor, that better than a static one. What a fixed prefix
+makes of the order is configs/claims/static_prefix.py.
 
 Cost: not measured yet; an estimate from one row of about a minute is 20 minutes and 4 GB on 2 cores.
 

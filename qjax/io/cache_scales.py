@@ -49,19 +49,17 @@ def write(taps: Mapping[str, Any], layers: int, dtype: str) -> tuple[dict[str, A
     return scheme, tensors
 
 
-def parse(scheme: Mapping[str, Any] | None) -> Inputs | None:
-    """What a `kv_cache_scheme` says.
+def parse(scheme: Any) -> Inputs | None:
+    """What a `kv_cache_scheme` says; None or empty settings say nothing.
 
     Raises:
         ValueError: anything but symmetric 8 bits under a static scale of the tensor.
     """
     if not scheme:
         return None
-    found = inputs.parse("compressed-tensors: kv_cache_scheme", scheme)
+    found = inputs.parse("kv_cache_scheme", scheme) if isinstance(scheme, Mapping) else None
     if found is None or found.tensor != SCALE:
-        raise ValueError(
-            f"compressed-tensors: kv_cache_scheme {dict(scheme)} is not symmetric 8 bits, static by tensor"
-        )
+        raise ValueError(f"kv_cache_scheme {scheme} is not symmetric 8 bits, static by tensor")
     return found
 
 

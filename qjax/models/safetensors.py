@@ -68,9 +68,7 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
             `quantization_config` that is unknown.
     """
     quantization = config.get("quantization_config")
-    scheme, cache = schemes(quantization), None
-    if quantization is not None and quantization["quant_method"] == "compressed-tensors":
-        cache = cache_scales.parse(quantization.get("kv_cache_scheme"))
+    scheme, cache = schemes(quantization), cache_scales.parse((quantization or {}).get("kv_cache_scheme"))
     leaves, stored = {}, _tensors(folder)
     family = FAMILIES[config.get("model_type", "llama")]
     if arch.layers > len(stored):  # before a name is made for each

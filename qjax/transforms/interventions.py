@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from qjax.operators import Pinned
 from qjax.trace.paths import named_key
 from qjax.trace.sites import captured
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
-from qjax.transforms.leaves import float_core, transport
+from qjax.transforms.leaves import float_core
+from qjax.transforms.matrices import behind_maps
 
 By = Literal["product", "magnitude", "random"]
 
@@ -31,23 +32,28 @@ def zero_weights(count: int = 1, *, by: By = "product", skip: int = 0) -> Transf
         ValueError: a count below 1 or beyond the targets' weights, a measure that does not exist; a leaf that is
             quantized already, by name.
     """
-    if count < 1 or skip < 0 or by not in ("product", "magnitude", "random"):
-        raise ValueError(f"zero_weights: count={count}, skip={skip}, by={by!r}; give at least 1, at least 0, and a By")
+    if count < 1 or skip < 0 or by not in get_args(By):
+        raise ValueError(
+            f"zero_weights: count={count}, skip={skip}, by={by!r}; give at least 1, at least 0, one of {get_args(By)}"
+        )
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
         cores = {path: float_core(path, stage.params[path], stage.uses[path]) for path in stage.targets}
-        products: dict[str, jax.Array] = {}
-        for path, (core, w) in cores.items():
-            x = transport(path, core.maps, stage.statistics[path])["absmax"]
-            products[path] = jnp.abs(w) * x[..., None]
-        kept = _largest(products, skip)
-        scores = products
-        if by == "magnitude":
+        total = sum(w.size for _, w in cores.values())
+        if count + skip > total:
+            raise ValueError(f"zero_weights: {count} and {skip} of {total} weights; give fewer, or more targets")
+        products = {
+            path: jnp.abs(w) * behind_maps(path, core, stage, ("absmax",))["absmax"][..., None]
+            for path, (core, w) in cores.items()
+        }
+        if by == "product":
+            scores = products
+        elif by == "magnitude":
             scores = {path: jnp.abs(w) for path, (_, w) in cores.items()}
-        elif by == "random":
+        else:
             scores = {path: jax.random.uniform(named_key(key, path), w.shape) for path, (_, w) in cores.items()}
-        scores = {path: jnp.where(kept[path], -1.0, score) for path, score in scores.items()}
-        gone = _largest(scores, count)
+        kept = _largest(products, skip)
+        gone = _largest({path: jnp.where(kept[path], -1.0, score) for path, score in scores.items()}, count)
         new, rows = {}, {}
         for path, (core, w) in cores.items():
             number = int(jnp.sum(gone[path]))
@@ -60,13 +66,10 @@ def zero_weights(count: int = 1, *, by: By = "product", skip: int = 0) -> Transf
 
 
 def _largest(scores: dict[str, jax.Array], count: int) -> dict[str, jax.Array]:
-    """Masks of the `count` largest numbers of all arrays together; of equal ones the first."""
-    total = sum(s.size for s in scores.values())
-    if count > total:
-        raise ValueError(f"zero_weights: {count} of {total} weights; give a smaller count or more targets")
+    """Masks of the `count` largest numbers of all arrays together."""
     flat = np.concatenate([np.asarray(s, np.float32).reshape(-1) for s in scores.values()])
-    chosen = np.zeros(total, bool)
-    chosen[np.argsort(-flat, kind="stable")[:count]] = True
+    chosen = np.zeros(flat.size, bool)
+    chosen[np.argpartition(flat, flat.size - count)[flat.size - count :] if count else []] = True
     ends = np.cumsum([s.size for s in scores.values()])[:-1]
     parts = np.split(chosen, ends)
     return {path: jnp.asarray(m.reshape(s.shape)) for (path, s), m in zip(scores.items(), parts, strict=True)}

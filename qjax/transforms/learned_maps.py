@@ -92,6 +92,8 @@ def learn_maps(
             "clip=True and Scales or no rule, whose ends can be followed"
         )
 
+    measured = static or rule is not None
+
     def learn(stage: Stage, key: jax.Array) -> tuple[Edit, State]:
         assert stage.fn is not None
         cores = {p: float_core(p, stage.params[p], stage.uses[p]) for p in stage.targets}
@@ -162,7 +164,6 @@ def learn_maps(
             rows[path] = {"format": w_format.name, "bits": bits_per_weight(q)}
         return Edit(params=params, rows=rows), state, True
 
-    measured = static or rule is not None
     needs = Needs(statistics=("min", "max") if measured else (), streams=True, window=None if whole else 1)
     family = "ranges" if rule is None else type(rule).__name__
     name = f"learn_maps {family} {w_format.name}" + ("" if x_format is None else f" {x_format.name}")

@@ -74,23 +74,24 @@ def rotate_inputs(block: int | None = None) -> Transform:
     and any function can be turned; blocks as wide as a format's keep an outlier inside its own block. Signs are drawn
     from the run's key and count no bits. `rotate` folds what a network's wiring allows instead.
 
-    Source: the study of integer and floating point formats (arXiv:2510.25602), section 4; catalogue H1, H7.
+    Source: the study of integer and floating point formats (arXiv:2510.25602); catalogue H1, H7.
 
     Raises:
         ValueError: channels that are no multiple of `block`, or a size that has no Hadamard matrix; names the leaf.
     """
-    if block is not None:
-        hadamard_factors(block)
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
         online: dict[str, Map] = {}
         for first, *others in by_input(stage).values():
             _, w = float_core(first, stage.params[first], stage.uses[first])
-            *stacked, size, _ = w.shape
+            size = w.shape[-2]
             if block is not None and size % block:
                 raise ValueError(f"rotate_inputs: {first} reads {size} channels, no multiple of block = {block}")
-            signs = jax.random.rademacher(named_key(key, first), (*stacked, size), jnp.int8)
-            online |= dict.fromkeys((first, *others), Hadamard(signs, block or size))
+            try:
+                hadamard_factors(block or size)
+            except ValueError as e:
+                raise ValueError(f"rotate_inputs: {first} reads {size} channels: {e}; give a block") from e
+            online |= dict.fromkeys((first, *others), _drawn(key, first, w.shape[:-1], block))
         return Edit(equivalence=online)
 
     return stateless(f"rotate inputs {block or 'whole'}", "block", edit)
@@ -145,9 +146,8 @@ def online_rotations(
     online: dict[str, Map] = {}
     for product in wiring.products if down else ():
         port = product.down
-        *stacked, size, _ = jnp.moveaxis(leaves[port.path], port.axis, -2).shape
-        signs = jax.random.rademacher(named_key(key, port.path), (*stacked, size), jnp.int8)
-        online[port.path] = Hadamard(signs, size if block is None else block)
+        shape = jnp.moveaxis(leaves[port.path], port.axis, -2).shape
+        online[port.path] = _drawn(key, port.path, shape[:-1], block)
     unmixed = []
     for v in wiring.values if heads else ():
         m = across_heads(v, jnp.moveaxis(leaves[v.o.path], v.o.axis, -2).shape[:-2])
@@ -156,6 +156,12 @@ def online_rotations(
         else:
             online[v.o.path] = m
     return online, unmixed
+
+
+def _drawn(key: jax.Array, path: str, shape: tuple[int, ...], block: int | None) -> Hadamard:
+    """A rotation of inputs [..., K] that is a leaf's own."""
+    signs = jax.random.rademacher(named_key(key, path), shape, jnp.int8)
+    return Hadamard(signs, shape[-1] if block is None else block)
 
 
 def across_heads(values: Values, stacked: tuple[int, ...] = ()) -> Kronecker | None:

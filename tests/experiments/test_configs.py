@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("path", sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("[a-z]*.py")))
 def test_its_rows_can_be_built_and_its_claims_name_them(path: str) -> None:
-    spec = importlib.util.spec_from_file_location("config", ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = settings.module(str(ROOT / path))
     config = settings.check(module.get_config())
     assert config["study"] == Path(path).stem and f"--config={path}" in (module.__doc__ or "")
     rows = sweep.rows(config)

@@ -47,7 +47,7 @@ def test_the_largest_products_can_be_left_alone_and_random_weights_follow_the_ke
     assert sorted(row["format"].split()[1] for row in report.rows) == ["zeroed", "zeroed"]
     again = [qjax.run(transforms.zero_weights(5, by="random"), two, p, [x], schedule="whole")[0] for _ in range(2)]
     assert all((again[0][name] == again[1][name]).all() for name in p)
-    with pytest.raises(ValueError, match="300 of 256 weights"):
+    with pytest.raises(ValueError, match="300 and 0 of 256 weights"):
         qjax.run(transforms.zero_weights(300), two, p, [x], schedule="whole")
     with pytest.raises(ValueError, match="count=0"):
         transforms.zero_weights(0)
