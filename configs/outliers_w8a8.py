@@ -26,12 +26,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.extra = {
         "w8a8": {"granularity": ("token", "tensor")},
-        "smoothquant": {"granularity": ("token", "tensor")},
+        "smoothquant": {"activations": ("int8", "int8_tensor")},
     }
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
     config.claims = (
         ("w8a8 token", "w8a8 tensor"),
-        ("smoothquant tensor", "w8a8 tensor"),
+        ("smoothquant int8_tensor", "w8a8 tensor"),
     )
     config.pictures = True
     return config

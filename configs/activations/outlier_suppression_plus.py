@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.replicates = 3
     config.extra = {
         "outlier_suppression_plus": {"shift": False},
-        "smoothquant": {"format": "int8_affine", "granularity": "tensor"},
+        "smoothquant": {"format": "int8_affine", "activations": "int8_tensor"},
     }
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
     config.claims = (("outlier_suppression_plus", "smoothquant int8_affine"),)

@@ -23,13 +23,13 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults("smoothing")
     config.replicates = 5
     config.extra = {
-        "smoothquant": {"alpha": (0.5, 0.85), "granularity": ("token", "tensor")},
+        "smoothquant": {"alpha": (0.5, 0.85), "activations": ("int8", "int8_tensor")},
         "w8a8": {"granularity": ("token", "tensor")},
     }
     config.claims = (
-        ("smoothquant 0.5 tensor", "w8a8 tensor"),
-        ("smoothquant 0.5 token", "w8a8 token"),
-        ("smoothquant 0.5 tensor", "smoothquant 0.85 tensor"),
-        ("w8a8 token", "smoothquant 0.5 tensor"),
+        ("smoothquant int8_tensor 0.5", "w8a8 tensor"),
+        ("smoothquant int8 0.5", "w8a8 token"),
+        ("smoothquant int8_tensor 0.5", "smoothquant int8_tensor 0.85"),
+        ("w8a8 token", "smoothquant int8_tensor 0.5"),
     )
     return config

@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = {"methods": ()}
     config.extra = {
         "w8a8": {"format": "int4_channel"},
-        "smoothquant": {"format": "int4_channel", "granularity": "token"},
+        "smoothquant": {"format": "int4_channel", "activations": "int8"},
         "aser": {"format": "int4_channel"},
     }
     config.calibration = {"windows": 8, "length": 512, "batch": 4}

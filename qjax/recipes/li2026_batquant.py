@@ -2,8 +2,9 @@
 
 A map of each block of 32 channels, the Kronecker product of a matrix that all blocks of an input share and one of their
 own, learned on the outputs of each network block together with the ranges of the weights' blocks; W4A4, the cache in
-float. Left out: the learned ranges of the activations' blocks. The sizes of the two factors, their start (identities),
-the rates (OmniQuant's) and the number of steps (FlatQuant's) are ours: the authors' code was not at hand.
+float unless one is named. Left out: the learned ranges of the activations' blocks. The sizes of the two factors, their
+start (identities), the rates (OmniQuant's) and the number of steps (FlatQuant's) are ours: the authors' code was not at
+hand.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ def batquant(
     shared: int = 8,
     steps: int = 480,
     rates: tuple[float, float] = (5e-3, 1e-2),
+    cache: str | None = None,
 ) -> Chain:
     """Learn a map for each block of channels and the weights' ranges, round weights and inputs. Catalogue H5."""
     learned = transforms.learn_maps(
@@ -30,4 +32,8 @@ def batquant(
         clip=True,
         stream="float",
     )
-    return transforms.chain(learned, () if activations is None else transforms.act_quantize(activations))
+    return transforms.chain(
+        learned,
+        () if activations is None else transforms.act_quantize(activations),
+        () if cache is None else transforms.cache_quantize(cache, cache),
+    )
