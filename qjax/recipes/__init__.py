@@ -16,6 +16,7 @@ from qjax.recipes.chee2023_quip import quip
 from qjax.recipes.chen2024_prefixquant import prefixquant
 from qjax.recipes.cheng2023_signround import signround
 from qjax.recipes.cheng2023_teq import teq
+from qjax.recipes.combined_w4a4 import w4a4
 from qjax.recipes.cross_domain import int8_with_float_outliers
 from qjax.recipes.czaja2024_frames import frames
 from qjax.recipes.dettmers2022_llm_int8 import llm_int8
@@ -84,7 +85,7 @@ from qjax.recipes.yan2026_d2quant import d2quant
 from qjax.recipes.yao2022_zeroquant import w8a8, zeroquant
 from qjax.recipes.yao2023_lorc import lorc
 from qjax.recipes.yi2024_rotated_runtime_smooth import rotated_runtime_smooth
-from qjax.recipes.yu2024_super_weight import without_weights
+from qjax.recipes.yu2024_super_weight import super_weights, without_weights
 from qjax.recipes.yuan2023_rptq import rptq
 from qjax.recipes.yvinec2023_nupes import nupes
 from qjax.recipes.zadeh2020_gobo import gobo
@@ -176,10 +177,12 @@ __all__ = [
     "spinquant",
     "spqr",
     "squeezellm",
+    "super_weights",
     "teq",
     "tesseraq",
     "twn",
     "unsloth_dynamic",
+    "w4a4",
     "w8a8",
     "weights_and_inputs",
     "white_paper",

@@ -73,6 +73,7 @@ from qjax.transforms.selecting import choose as choose
 from qjax.transforms.shifting import shift_and_scale as shift_and_scale
 from qjax.transforms.smoothing import smooth as smooth
 from qjax.transforms.spinning import learn_rotation as learn_rotation
+from qjax.transforms.super_weights import keep_super_weights as keep_super_weights
 from qjax.transforms.token_clipping import migrate_gains as migrate_gains
 from qjax.transforms.token_clipping import token_clip as token_clip
 from qjax.transforms.tuning import fine_tune as fine_tune

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import jax
@@ -12,7 +13,7 @@ from qjax.operators import Pinned
 from qjax.trace.paths import named_key
 from qjax.trace.sites import captured
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
-from qjax.transforms.leaves import float_core
+from qjax.transforms.leaves import Core, float_core
 from qjax.transforms.matrices import behind_maps
 
 By = Literal["product", "magnitude", "random"]
@@ -42,18 +43,15 @@ def zero_weights(count: int = 1, *, by: By = "product", skip: int = 0) -> Transf
         total = sum(w.size for _, w in cores.values())
         if count + skip > total:
             raise ValueError(f"zero_weights: {count} and {skip} of {total} weights; give fewer, or more targets")
-        products = {
-            path: jnp.abs(w) * behind_maps(path, core, stage, ("absmax",))["absmax"][..., None]
-            for path, (core, w) in cores.items()
-        }
+        products = largest_products(stage, cores)
         if by == "product":
             scores = products
         elif by == "magnitude":
             scores = {path: jnp.abs(w) for path, (_, w) in cores.items()}
         else:
             scores = {path: jax.random.uniform(named_key(key, path), w.shape) for path, (_, w) in cores.items()}
-        kept = _largest(products, skip)
-        gone = _largest({path: jnp.where(kept[path], -1.0, score) for path, score in scores.items()}, count)
+        kept = largest(products, skip)
+        gone = largest({path: jnp.where(kept[path], -1.0, score) for path, score in scores.items()}, count)
         new, rows = {}, {}
         for path, (core, w) in cores.items():
             number = int(jnp.sum(gone[path]))
@@ -65,7 +63,15 @@ def zero_weights(count: int = 1, *, by: By = "product", skip: int = 0) -> Transf
     return stateless(f"zero_weights {count} {by}", "model", edit, Needs(statistics=("absmax",)))
 
 
-def _largest(scores: dict[str, jax.Array], count: int) -> dict[str, jax.Array]:
+def largest_products(stage: Stage, cores: Mapping[str, tuple[Core, jax.Array]]) -> dict[str, jax.Array]:
+    """Each weight's magnitude times that of the largest input it meets: what finds super weights."""
+    return {
+        path: jnp.abs(w) * behind_maps(path, core, stage, ("absmax",))["absmax"][..., None]
+        for path, (core, w) in cores.items()
+    }
+
+
+def largest(scores: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
     """Masks of the `count` largest numbers of all arrays together."""
     flat = np.concatenate([np.asarray(s, np.float32).reshape(-1) for s in scores.values()])
     chosen = np.zeros(flat.size, bool)

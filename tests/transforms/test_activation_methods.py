@@ -132,6 +132,17 @@ def test_the_largest_of_a_block_pass_and_the_next_sets_the_scale():
     assert error(opal, p, x) < 0.6 * error(plain, p, x)
 
 
+def test_the_largest_of_a_whole_tensor_stays_apart():
+    x = np.array(draw.normal(5, 2, 3, K)).astype(np.float32)
+    x[1, 2, 4] = 1000.0
+    got = np.array(KeepLargest.of("int8_tensor", 1).apply(jnp.asarray(x)))
+    rest = x.copy()
+    rest[1, 2, 4] = 0
+    assert got[1, 2, 4] == 1000.0
+    got[1, 2, 4] = 0
+    assert 0 < np.abs(got - rest).max() <= np.abs(rest).max() / 127, "steps of the second largest"
+
+
 def test_what_a_static_range_cuts_off_passes_in_float():
     p, x = outlying()
     q, _ = run(recipes.llm_npu("int8_f32", "int8_tensor_narrow_f32", p=95.0), p, x)

@@ -53,6 +53,24 @@ def test_the_largest_products_can_be_left_alone_and_random_weights_follow_the_ke
         transforms.zero_weights(0)
 
 
+def test_a_super_weight_stays_in_float_and_sets_no_scale():
+    p, x = planted()
+    q, report = qjax.run(
+        transforms.keep_super_weights("int4_channel", deviations=2.0, among="a"), two, p, [x], schedule="whole"
+    )
+    a, b = (np.asarray(qjax.dense(q[name]), np.float32) for name in "ab")
+    assert a[5, 2] == p["a"][5, 2], "the super weight, whatever was cut"
+    assert b[1, 1] < 2.5 * np.std(np.asarray(p["b"])) + abs(np.mean(np.asarray(p["b"])))
+    # Its column is rounded on the scale of the others: a tenth of what the weight itself would ask for.
+    rest = np.delete(np.abs(a[:, 2] - np.asarray(p["a"][:, 2])), 5)
+    assert rest.max() < 0.5 * 1.0 / 7 / 2
+    assert sorted(row["format"] for row in report.rows) == ["int4", "int4, 1 apart"]
+    with pytest.raises(ValueError, match="none of a, b matches among='c'"):
+        qjax.run(transforms.keep_super_weights("int4", among="c"), two, p, [x], schedule="whole")
+    with pytest.raises(ValueError, match="deviations=0"):
+        transforms.keep_super_weights("int4", deviations=0)
+
+
 def sited(p, x):
     for i in "01":
         x = checkpoint_name(x + jnp.tanh(x @ p["layers"][i]["w"]), f"layers/{i}/residual")

@@ -21,7 +21,8 @@ from qjax.quantization import fake_quantize
 class KeepLargest(Map):
     """The `count` largest magnitudes of every block of the format as bfloat16, the others rounded by themselves.
 
-    So the block's scale is that of the next largest: OPAL's preserved outliers (arXiv:2409.05902, section 3).
+    So the block's scale is that of the next largest: OPAL's preserved outliers (arXiv:2409.05902, section 3) and, with
+    one scale for the whole tensor, the super activation (arXiv:2411.07191, section 4).
     """
 
     format: Format = field(metadata={"static": True})
@@ -30,14 +31,14 @@ class KeepLargest(Map):
 
     @classmethod
     def of(cls, format: Format | str, count: int) -> KeepLargest:
-        """ValueError for a format whose scales span tokens, or a count that leaves nothing of a block."""
+        """ValueError for a format whose scales span some of the tokens, or a count that leaves nothing of a block."""
         fmt = as_format(format)
-        if fmt.across != 1 or count < 1 or (fmt.block != FULL and count >= fmt.block):
+        if (fmt.across != 1 and not fmt.tensor) or count < 1 or (fmt.block != FULL and count >= fmt.block):
             raise ValueError(f"KeepLargest: {count} values of each block of {fmt.name}; give fewer than a block holds")
         return cls(fmt, count)
 
     def apply(self, x: jax.Array) -> jax.Array:
-        k = x.shape[-1]
+        k = x.size if self.format.tensor else x.shape[-1]
         n = k if self.format.block == FULL else self.format.block
         flat = x.reshape(-1, k)
         padded = jnp.pad(flat, ((0, 0), (0, -k % n)))
