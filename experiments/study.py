@@ -166,7 +166,11 @@ class Study:
             "top1_flip": scores.top1_flip or 0.0,
             "seed": replicate,
         }
-        return {"metrics": metrics, "leaves": leaves, "samples": self.samples(row, replicate, program)}
+        entry = {"metrics": metrics, "leaves": leaves, "samples": self.samples(row, replicate, program)}
+        if self.config["pictures"] and replicate == 0:
+            with self.timed(row.name, "outliers", replicate):
+                entry["met"] = outliers.met(self.subject.model, program, self.probe, self.uses, self.targets)
+        return entry
 
     def samples(self, row: sweep.Row, replicate: int, program: Any) -> list[dict[str, str]]:
         """Greedy continuations of the config's prompts by the rows it names, in the first replicate."""

@@ -79,6 +79,16 @@ def leaves(run: Run) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: order.index(entry["name"]))
 
 
+def met(run: Run) -> list[dict[str, Any]]:
+    """What meets the matrices, of the rows that looked: [{name, largest over median by path}] in table order."""
+    found = {e["metrics"]["name"]: e["met"] for (seed, _), e in run.entries.items() if seed == 0 and e.get("met")}
+    return [
+        {"name": name, "ratios": {path: top / middle for path, (top, middle) in found[name].items() if middle > 0}}
+        for name in dict.fromkeys(row["name"] for row in run.rows)
+        if name in found
+    ]
+
+
 def samples(run: Run) -> list[dict[str, Any]]:
     """Generated texts by prompt: [{prompt, answers: [{name, text}]}]."""
     prompts: dict[str, list[dict[str, str]]] = {}

@@ -326,6 +326,56 @@ def claims(judged: Sequence[dict[str, Any]]) -> str:
         return svg(fig)
 
 
+def outliers_by_layer(rows: Sequence[dict[str, Any]]) -> str:
+    """Largest over median |x| that meets each matrix; one panel for each distinct input of a layer, one line a row."""
+    tables = {row["name"]: table for row in rows if (table := _by_layer_and_role(row["ratios"])) is not None}
+    if not tables:
+        return ""
+    panels: dict[str, list[tuple[str, np.ndarray]]] = {}
+    for name, (roles, values) in tables.items():
+        for role, line in zip(roles, values, strict=True):
+            panels.setdefault(role, []).append((name, line))
+    merged: list[tuple[list[str], list[tuple[str, np.ndarray]]]] = []
+    for role, lines in panels.items():  # matrices that read the same value share a panel
+        twin = next((names for names, known in merged if _equal(known, lines)), None)
+        if twin is None:
+            merged.append(([role], lines))
+        else:
+            twin.append(role)
+    methods = [name.split(" ")[0] for name in tables]
+    columns = min(len(merged), 2)
+    height = -(-len(merged) // columns)
+    with mpl.rc_context(STYLE):
+        fig, axes = figure(10.2, 0.8 + 2.3 * height, height, columns, sharex=True)
+        for ax, (names, lines) in zip(axes.flat, merged, strict=False):
+            for i, (name, line) in enumerate(lines):
+                method = name.split(" ")[0]
+                same = [n for n, _ in lines[:i] if n.split(" ")[0] == method]
+                tint = INK if method == "float" else colour(method, [m for m in methods if m != "float"])
+                ax.plot(line, color=tint, lw=1.6, ls=("-", "--", ":")[len(same) % 3], label=name)
+            ax.set_title("input of " + ", ".join(names), fontsize=9)
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(10))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+            ax.yaxis.set_minor_formatter(NullFormatter())
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        for ax in axes.flat[len(merged) :]:
+            ax.set_axis_off()
+        for ax in axes[-1]:
+            ax.set_xlabel("layer")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("largest / median")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False, fontsize=8)
+        return svg(fig)
+
+
+def _equal(a: Sequence[tuple[str, np.ndarray]], b: Sequence[tuple[str, np.ndarray]]) -> bool:
+    return [n for n, _ in a] == [n for n, _ in b] and all(
+        np.array_equal(x, y, equal_nan=True) for (_, x), (_, y) in zip(a, b, strict=True)
+    )
+
+
 def _by_layer_and_role(values: dict[str, float]) -> tuple[list[str], np.ndarray] | None:
     places = {path: layer_and_role(path) for path in values}
     layers = sorted({layer for layer, _ in places.values() if layer >= 0})

@@ -71,6 +71,13 @@ def fake_run(root: Path, study: str = "quickstart", replicates: int = 1, layers:
                 if name in ("float", "rtn int3_g64_affine", "gptq int3_g64_affine") and not seed
                 else [],
             }
+            if not seed:
+                spread = 3000 if method == "float" else 30
+                entry["met"] = {
+                    f"layers/{i}/{role}": [spread * (1 + i), 0.5 + ("o" in role)]
+                    for i in range(layers)
+                    for role in ROLES
+                }
             store.write_json(folder / "rows" / f"{seed}-{store.slug(name)}.json", entry)
             store.append_line(
                 folder / "timing.jsonl",

@@ -68,7 +68,7 @@ def test_it_shows_what_it_should(page):
     ):
         assert text in page
     assert "<said" not in page and "&lt;said" in page, "generated text is escaped"
-    assert page.count("<svg") == 11
+    assert page.count("<svg") == 13
 
 
 def test_the_page_is_deterministic(tmp_path):
