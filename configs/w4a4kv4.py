@@ -12,7 +12,7 @@ Papers: QuaRot (arXiv:2404.00456), SpinQuant (arXiv:2405.16406), DuQuant (arXiv:
 Expected: nothing in front and SmoothQuant are lost, since SmolLM2-135M has activations up to 25,900 in one channel;
 rotations make the model usable again, and those that are learned, or have the prefix, come first.
 
-Cost: not measured yet; an estimate from single rows is 80 minutes and 6 GB on 2 cores.
+Cost: 85 minutes and 11 GB on 2 cores with other work beside it.
 
     python -m experiments.run --config=configs/w4a4kv4.py
 """

@@ -38,7 +38,7 @@ def collect(model: Any, params: Any, batches: Sequence[Any], targets: Sequence[s
     }
 
 
-def met(model: Any, program: Any, window: Any, uses: Uses, targets: Sequence[str]) -> dict[str, list[float]]:
+def input_sizes(model: Any, program: Any, window: Any, uses: Uses, targets: Sequence[str]) -> dict[str, list[float]]:
     """{path: [largest, median]} of the |x| that meets each matrix, where a method would round it.
 
     Observed in the network as it now is (params, or a Program with its taps), then carried through the maps in front

@@ -5,7 +5,7 @@ The folder of a run:
     config.json       the resolved config
     provenance.json   seeds, versions, data, model and source hashes, device, protocol
     metrics.json      the table and the judged claims; deterministic fields only
-    rows/*.json       one row each: its metrics, its per-leaf report, its generated samples
+    rows/*.json       one row each: its metrics, its per-leaf report, its generated samples, sizes of its inputs
     outliers.npz      sizes of weights and of inputs, for the pictures
     timing.jsonl      seconds and memory: what may differ between two runs
     state/            stages of the row under way; removed when the row is done
@@ -169,7 +169,8 @@ class Study:
         entry = {"metrics": metrics, "leaves": leaves, "samples": self.samples(row, replicate, program)}
         if self.config["pictures"] and replicate == 0:
             with self.timed(row.name, "outliers", replicate):
-                entry["met"] = outliers.met(self.subject.model, program, self.probe, self.uses, self.targets)
+                model = self.subject.model
+                entry["input_sizes"] = outliers.input_sizes(model, program, self.probe, self.uses, self.targets)
         return entry
 
     def samples(self, row: sweep.Row, replicate: int, program: Any) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """One weight and one activation in float repair plain rounding.
 
-Four-bit weights with a scale an output, and eight-bit weights and inputs with one scale a tensor, both as they are and
-with the super weight and the super activation apart (catalogue I9).
+Four-bit weights, and eight-bit weights and inputs, both as they are and with the super weight and the super activation
+apart; a scale an output for weights, one a tensor for inputs (catalogue I9).
 
 Paper: Yu et al. 2024 (arXiv:2411.07191), section 4: round to nearest with the two kept is competitive with SmoothQuant,
 and works in far larger blocks.

@@ -8,7 +8,7 @@ Papers: BATQuant (arXiv:2603.16590) and the studies it cites: a global rotation 
 Expected: blocks at least as good as none, none better than whole; SmolLM2's activations of 25,900 in one channel may
 turn the second.
 
-Cost: not measured yet; an estimate from one row of about a minute is 25 minutes and 4 GB on 2 cores.
+Cost: 25 minutes and 6 GB on 2 cores.
 
     python -m experiments.run --config=configs/claims/rotated_mxfp4.py
 """

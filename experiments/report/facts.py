@@ -79,9 +79,9 @@ def leaves(run: Run) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: order.index(entry["name"]))
 
 
-def met(run: Run) -> list[dict[str, Any]]:
-    """What meets the matrices, of the rows that looked: [{name, largest over median by path}] in table order."""
-    found = {e["metrics"]["name"]: e["met"] for (seed, _), e in run.entries.items() if seed == 0 and e.get("met")}
+def input_ratios(run: Run) -> list[dict[str, Any]]:
+    """Largest over median |x| that meets each matrix, where rows have it: [{name, ratios by path}] in table order."""
+    found = {name: e["input_sizes"] for (seed, name), e in run.entries.items() if seed == 0 and "input_sizes" in e}
     return [
         {"name": name, "ratios": {path: top / middle for path, (top, middle) in found[name].items() if middle > 0}}
         for name in dict.fromkeys(row["name"] for row in run.rows)

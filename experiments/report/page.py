@@ -39,7 +39,7 @@ def study(run: Run) -> dict[str, Any]:
         "matrices": pictures.error_of_each_matrix(reports),
         "weights": pictures.weight_outliers(run.outliers),
         "inputs": pictures.input_outliers(run.outliers),
-        "met": pictures.outliers_by_layer(facts.met(run)),
+        "moved": pictures.outliers_by_layer(facts.input_ratios(run)),
         "samples": facts.samples(run),
         "leaves": reports,
         "times": facts.times(run),

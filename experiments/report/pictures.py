@@ -172,16 +172,9 @@ def error_by_layer(reports: Sequence[dict[str, Any]]) -> str:
     with mpl.rc_context(STYLE):
         fig, axes = figure(10.2, 0.6 + 2.1 * rows, rows, columns, sharex=True, sharey=True)
         for ax, (fmt, lines) in zip(axes.flat, series.items(), strict=False):
-            for i, (name, x, y) in enumerate(lines):
-                same = [n for n, _, _ in lines[:i] if n.split(" ")[0] == name.split(" ")[0]]
-                ax.plot(
-                    x,
-                    y,
-                    color=colour(name.split(" ")[0], methods),
-                    lw=1.8,
-                    ls=("-", "--", ":")[len(same) % 3],
-                    label=_short(name, fmt),
-                )
+            strokes = _strokes([name for name, _, _ in lines], methods)
+            for (name, x, y), stroke in zip(lines, strokes, strict=True):
+                ax.plot(x, y, lw=1.8, label=_short(name, fmt), **stroke)
             ax.set_title(fmt)
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
@@ -196,6 +189,17 @@ def error_by_layer(reports: Sequence[dict[str, Any]]) -> str:
         for ax in axes[:, 0]:
             ax.set_ylabel("output error")
         return svg(fig)
+
+
+def _strokes(names: Sequence[str], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """A line's colour, its method's, and its dashes, which tell rows of one method apart; float is ink."""
+    seen: dict[str, int] = {}
+    strokes = []
+    for method in (name.split(" ")[0] for name in names):
+        seen[method] = seen.get(method, -1) + 1
+        tint = INK if method == "float" else colour(method, [m for m in methods if m != "float"])
+        strokes.append({"color": tint, "ls": ("-", "--", ":")[seen[method] % 3]})
+    return strokes
 
 
 def _short(name: str, fmt: str) -> str:
@@ -348,11 +352,8 @@ def outliers_by_layer(rows: Sequence[dict[str, Any]]) -> str:
     with mpl.rc_context(STYLE):
         fig, axes = figure(10.2, 0.8 + 2.3 * height, height, columns, sharex=True)
         for ax, (names, lines) in zip(axes.flat, merged, strict=False):
-            for i, (name, line) in enumerate(lines):
-                method = name.split(" ")[0]
-                same = [n for n, _ in lines[:i] if n.split(" ")[0] == method]
-                tint = INK if method == "float" else colour(method, [m for m in methods if m != "float"])
-                ax.plot(line, color=tint, lw=1.6, ls=("-", "--", ":")[len(same) % 3], label=name)
+            for (name, line), stroke in zip(lines, _strokes([name for name, _ in lines], methods), strict=True):
+                ax.plot(line, lw=1.6, label=name, **stroke)
             ax.set_title("input of " + ", ".join(names), fontsize=9)
             ax.set_yscale("log")
             ax.yaxis.set_major_locator(LogLocator(10))

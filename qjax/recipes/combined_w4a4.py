@@ -4,7 +4,8 @@ Random Hadamard rotations spread the outliers of channels (QuaRot, arXiv:2404.00
 sequence take the massive activations out of it (PrefixQuant, arXiv:2410.05265), so that no rotation has to spread them;
 activations and cache have a zero point a token and a head (SpinQuant, arXiv:2405.16406); and GPTQ towards the float
 model's output (GPTAQ, arXiv:2504.02692) rounds the weights, so that each layer makes up for what those before it lost.
-The combination is ours; `configs/w4a4_combined.py` takes it apart.
+The combination is ours, and so is the share of a token's range that its activations keep, chosen on the development
+part of the text; `configs/w4a4_combined.py` takes it apart.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def w4a4(
     method: Method = "gptaq",
     rotated: bool = True,
     prefixed: bool = True,
-    clip: float = 1.0,
+    clip: float = 0.95,
     start: int = 1,
     ratio: float = 64.0,
 ) -> Chain:

@@ -26,13 +26,12 @@ def super_weights(
     count: int = 1,
     deviations: float | None = None,
     activations: str | None = None,
-    keep: int = 1,
 ) -> Chain:
-    """Round to nearest with `count` super weights and, in each input's block, `keep` activations apart. Catalogue I9.
+    """Round to nearest with `count` super weights and, in each input's block, one activation apart. Catalogue I9.
 
     None leaves the activations in float; "int8_tensor" is the paper's. `deviations=None` cuts no weight.
     """
     return transforms.chain(
         transforms.keep_super_weights(format, count, deviations=deviations),
-        () if activations is None else transforms.act_quantize(activations, keep=keep),
+        () if activations is None else transforms.act_quantize(activations, keep=1),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -47,14 +48,15 @@ def keep_super_weights(
         if (total := sum(w.size for _, w in searched.values())) < count:
             raise ValueError(f"keep_super_weights: {count} of {total} weights that match {among!r}; give fewer")
         kept = largest(largest_products(stage, searched), count)
+        nearest = partial(solvers.rtn, fmt=f)
         params, rows = {}, {}
         for path, (core, w) in cores.items():
-            clipped = w if deviations is None else _clipped(w, deviations)
-            rounded = batched(lambda matrix: solvers.rtn(matrix, f), w.ndim - 2)(clipped)
-            mask = kept.get(path)
-            op, number = (rounded, 0) if mask is None else kept_apart(w, rounded, mask.astype(jnp.float32))
-            nearest = batched(lambda matrix: dispatch.dense(solvers.rtn(matrix, f)), w.ndim - 2)(w)
-            before, after = relative_errors(w, nearest, dispatch.dense(op), None)
+            rounded = batched(nearest, w.ndim - 2)(w if deviations is None else _clipped(w, deviations))
+            mask = kept.get(path, jnp.zeros(w.shape, bool))
+            op, number = kept_apart(w, rounded, mask.astype(jnp.float32))
+            before, after = relative_errors(
+                w, dispatch.dense(batched(nearest, w.ndim - 2)(w)), dispatch.dense(op), None
+            )
             label = f.name if number == 0 else f"{f.name}, {number} apart"
             params[path], rows[path] = core.holding(op).leaf(), report_row(label, op, before, after)
         return Edit(params=params, rows=rows)

@@ -78,6 +78,8 @@ def test_the_folder_holds_everything(finished):
     timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     assert {"quantize", "evaluate", "samples"} <= {line.get("what") for line in timing}
     assert "seconds" not in (folder / "metrics.json").read_text() and not (folder / "state").exists()
+    sizes = json.loads((folder / "rows" / "0-float.json").read_text())["input_sizes"]
+    assert sizes and all(largest > median > 0 for largest, median in sizes.values())
     assert "gptq int3_g64_affine better than rtn int3_g64_affine" in printed
 
 

@@ -94,11 +94,15 @@ def test_prefixquant_removes_the_massive_activation_that_static_ranges_fail_on()
     assert after < 0.2 * before and after < 0.1
 
 
-def test_prefixquant_as_published_rounds_all_but_the_prefix():
+@pytest.mark.parametrize(
+    ("recipe", "inputs"),
+    [(recipes.prefixquant, "input int4_tensor"), (recipes.w4a4, "input int4_affine")],
+)
+def test_rotations_a_prefix_and_four_bits_everywhere_else(recipe, inputs):
     p, batch = params(), tokens(2, 2, 12)
-    program, report = qjax.run(recipes.prefixquant(), MODEL, p, [batch])
+    program, report = qjax.run(recipe(), MODEL, p, [batch])
     assert list(program.taps) == ["*/attn/query", "*/attn/key", "*/attn/value"]
-    assert {"input int4_tensor", "tokens 1"} <= {row["format"] for row in report.rows}
+    assert {inputs, "tokens 1"} <= {row["format"] for row in report.rows}
     assert bool(jnp.isfinite(qjax.tapped(MODEL)(program, batch)).all())
 
 
