@@ -1,1 +1,1 @@
-"""Headline claims of the field as paired, replicated ablations on SmolLM2-135M: five replicates, a verdict each."""
+"""The field's headline claims, each as a study of five replicates; 16 windows where effects are large."""
