@@ -1,6 +1,7 @@
 """What the field claims and what came out here: `python -m experiments.claims [--markdown]`.
 
-A claim is a pair of rows of a study in `configs/`, the better one first. Its verdict is read from that study's recorded
+A claim is a pair of rows of a study in `configs/`, the better one first; or a quantity of the float model's activations
+at two places, the larger first; or two quantities that grow together. Its verdict is read from that study's recorded
 result (`python -m experiments.record`); a study that was not recorded, or whose claims have changed since, has none.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from experiments import settings
 from experiments.catalogue import ROOT, results
 
-COLUMNS = ("study", "better", "worse", "log ratio", "95 % interval", "matrices", "verdict")
+COLUMNS = ("study", "better or larger", "worse or smaller", "effect", "95 % interval", "matrices", "verdict")
 
 
 class Study(NamedTuple):
@@ -35,7 +36,7 @@ def studies(root: Path = ROOT) -> Iterator[Study]:
         judged = {(c["better"], c["worse"]): c for c in recorded.get(config["study"], {}).get("claims", ())}
         claims = [
             judged.get((better, worse), {"better": better, "worse": worse, "verdict": "not run"})
-            for better, worse in config["claims"]
+            for better, worse in settings.claimed(config)
         ]
         if claims:
             title = (module.__doc__ or "").strip().splitlines()[0]
@@ -45,8 +46,9 @@ def studies(root: Path = ROOT) -> Iterator[Study]:
 def line(study: Study, claim: dict[str, Any]) -> tuple[str, ...]:
     """A claim's row under `COLUMNS`.
 
-    The log ratio of perplexities is below zero where the claim holds; "matrices" is the share of matrices, over all
-    replicates, whose output error is smaller in the better row.
+    The effect is below zero where the claim holds: a log ratio of perplexities, or of the quantity at both places, or
+    minus Spearman's rank correlation. "matrices" is the share of matrices, over all replicates, whose output error is
+    smaller in the better row; of two places, the share of layers.
 
     >>> line(Study("configs/a.py", "", []), {"better": "x", "worse": "y", "verdict": "not run"})
     ('a', 'x', 'y', '', '', '', 'not run')

@@ -10,35 +10,16 @@ scale a token (catalogue T15). Then the outlier features (catalogue T1) and the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import qjax
 from experiments import subject
+from experiments.places import activations
 from qjax import data, diagnose
 
 SITES = ("residual/ffn", "ffn/product", "attn_norm/output")
-
-
-def activations(model: Any, params: Any, tokens: Any, names: Sequence[str] = SITES) -> dict[str, np.ndarray]:
-    """Sites by their name within a layer, [layers, batch, tokens, channels]; equal layers are compiled once."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    segments = qjax.stages(model, params, tokens)
-    programs = {s.fn: jax.jit(qjax.captured(s.fn, *(f"*{n}" for n in names))) for s in segments if s.kind == "group"}
-    carry = segments.begin(tokens)
-    for segment in segments[:-1]:
-        if segment.kind == "group":
-            carry, seen = programs[segment.fn](segment.leaves(params), carry)
-            for name in names:
-                (value,) = (v for site, v in seen.items() if site.endswith(name))
-                found[name].append(np.asarray(value))
-        else:
-            carry = segment.fn(segment.leaves(params), carry)
-    return {name: np.stack(values) for name, values in found.items()}
 
 
 def table(hidden: np.ndarray, product: np.ndarray) -> list[str]:
@@ -77,7 +58,7 @@ def main() -> None:
     params = seen.params
     if args.prefix:
         params, _ = qjax.run(qjax.transforms.prefix(args.prefix), seen.model, params, [window])
-    sites = {name: values[:, 0] for name, values in activations(seen.model, params, window).items()}
+    sites = {name: values[:, 0] for name, values in activations(seen.model, params, window, SITES).items()}
     print("\n".join(table(sites["residual/ffn"], sites["ffn/product"])))
     features = np.flatnonzero(diagnose.outlier_features(jnp.asarray(sites["attn_norm/output"])))
     print(f"\noutlier features of what the attention projections read: {len(features)}: {features.tolist()}")

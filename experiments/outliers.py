@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import qjax
+from qjax import diagnose
 from qjax.statistics import Reservoir
 from qjax.trace.paths import leaves_with_paths
 from qjax.trace.uses import Uses
-from qjax.transforms.leaves import Core, transport
+from qjax.transforms.leaves import Core
 
 
 @jax.jit
@@ -38,11 +39,15 @@ def collect(model: Any, params: Any, batches: Sequence[Any], targets: Sequence[s
     }
 
 
-def input_sizes(model: Any, program: Any, window: Any, uses: Uses, targets: Sequence[str]) -> dict[str, list[float]]:
-    """{path: [largest, median]} of the |x| that meets each matrix, where a method would round it.
+def meeting(model: Any, program: Any, window: Any, uses: Uses, targets: Sequence[str]) -> dict[str, dict[str, float]]:
+    """{path: numbers} of the x [tokens, K] that meets each matrix, where a method rounds it.
 
-    Observed in the network as it now is (params, or a Program with its taps), then carried through the maps in front
-    of the leaf: a scale, a rotation, a permutation. Targets without a row per token (batched experts) are left out.
+    "largest" and "median" of |x|; "crest", each token's largest |x| over its rms, their mean; "kurtosis" of all of x
+    about zero; "flatness", the distance of its channels' norms from a flat curve; "zeros", the share that is zero once
+    it is rounded.
+
+    Observed in the network as it now is (params, or a Program with its taps), then taken through the maps in front of
+    the leaf: a scale, a rotation, a permutation. Targets without a row per token (batched experts) are left out.
     """
     tapped = isinstance(program, qjax.Program)
     params = program.params if tapped else program
@@ -57,8 +62,26 @@ def input_sizes(model: Any, program: Any, window: Any, uses: Uses, targets: Sequ
     leaves, found = leaves_with_paths(params), {}
     for path in targets:
         if path in seen and (sample := seen[path]["reservoir"]).rows.ndim == 2:
-            core = Core.of(leaves[path], uses[path][0])
-            points = transport(path, core.maps, {"reservoir": tokens.points(sample)})["reservoir"]
-            sizes = np.abs(np.asarray(points.x))[np.asarray(sample.filled)]
-            found[path] = [float(sizes.max()), float(np.median(sizes))]
+            maps = Core.of(leaves[path], uses[path][0]).maps
+            found[path] = {name: float(value) for name, value in _numbers(sample.rows[sample.filled], maps).items()}
     return found
+
+
+@jax.jit
+def _numbers(x: jax.Array, maps: tuple[Any, ...]) -> dict[str, jax.Array]:
+    rounding = next((i for i, m in enumerate(maps) if m.nonlinear), len(maps))
+    for m in maps[:rounding]:
+        x = m.apply(x)
+    rounded = x
+    for m in maps[rounding:]:
+        rounded = m.apply(rounded)
+    size = jnp.abs(x)
+    power = jnp.mean(size * size)
+    return {
+        "largest": jnp.max(size),
+        "median": jnp.median(size),
+        "crest": jnp.mean(diagnose.crest_factor(x, axis=-1)),
+        "kurtosis": jnp.mean((size * size / jnp.where(power > 0, power, 1.0)) ** 2),
+        "flatness": diagnose.flatness(x).distance,
+        "zeros": diagnose.quantization_kernel(rounded),
+    }

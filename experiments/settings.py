@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import operator
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,15 +14,23 @@ from typing import Any
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from experiments.places import MEASURES, PLACES
+
 PARTS = ("calibration", "development", "report")
+CAUSES = ("crest", "kurtosis", "flatness", "zeros")
+EFFECTS = ("output error", "perplexity")
 
 
 def defaults(study: str) -> ml_collections.ConfigDict:
     """The config every study starts from.
 
     `recipe` names methods and the fields they share, `extra` holds more methods with fields of their own; a tuple
-    means one row for each of its values. `calibration` and `evaluation` count windows of text. `claims` are pairs
-    (better, worse) of row names that the study judges over `replicates`.
+    means one row for each of its values. `calibration` and `evaluation` count windows of text.
+
+    What the study judges over `replicates`: `claims` are pairs (better, worse) of row names; `places` are (measure,
+    larger, smaller) of the float model's activations, by the names of `experiments.places`; `relations` are pairs
+    (cause, effect) of what grows together over all rows but the float one: a number of a matrix's input
+    (`experiments.outliers`) with the error of its output, or its mean over the matrices with the row's perplexity.
     """
     return ml_collections.ConfigDict(
         {
@@ -35,6 +45,8 @@ def defaults(study: str) -> ml_collections.ConfigDict:
             "calibration": {"windows": 16, "length": 512, "batch": 4},
             "evaluation": {"windows": 32, "length": 512, "batch": 4, "part": "report"},
             "claims": (),
+            "places": (),
+            "relations": (),
             "samples": {"prompts": (), "rows": (), "steps": 48},
             "pictures": False,  # sizes of weights and inputs of the float model, for the report
         }
@@ -84,10 +96,33 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
     for claim in values["claims"]:
         if not isinstance(claim, list) or len(claim) != 2:
             raise ValueError(f"config.claims holds {claim!r}; a claim is a pair of row names (better, worse)")
+    for place in values["places"]:
+        if not _names(place, MEASURES, PLACES, PLACES):
+            raise ValueError(
+                f"config.places holds {place!r}; give (measure, larger, smaller): {', '.join(MEASURES)} of "
+                f"{', '.join(PLACES)}"
+            )
+    for relation in values["relations"]:
+        if not _names(relation, CAUSES, EFFECTS):
+            raise ValueError(
+                f"config.relations holds {relation!r}; give (cause, effect): one of {', '.join(CAUSES)} with "
+                f"{' or '.join(EFFECTS)}"
+            )
     for name in values["extra"]:
         if not isinstance(values["extra"][name], dict):
             raise ValueError(f"config.extra.{name} is {values['extra'][name]!r}; it holds a recipe's fields")
     return values
+
+
+def claimed(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a checked config claims, as pairs of names its results have: "better" or larger first.
+
+    >>> claimed({"claims": [["a", "b"]], "places": [["kurtosis", "keys", "values"]], "relations": [["crest", "error"]]})
+    [('a', 'b'), ('kurtosis of keys', 'kurtosis of values'), ('rank correlation of crest', 'error')]
+    """
+    places = [(f"{measure} of {a}", f"{measure} of {b}") for measure, a, b in config["places"]]
+    relations = [(f"rank correlation of {cause}", effect) for cause, effect in config["relations"]]
+    return [(better, worse) for better, worse in config["claims"]] + places + relations
 
 
 def plain(value: Any) -> Any:
@@ -99,6 +134,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _names(value: Any, *known: Collection[str]) -> bool:
+    return isinstance(value, list) and len(value) == len(known) and all(map(operator.contains, known, value))
 
 
 def _same_fields(where: str, values: dict[str, Any], known: dict[str, Any], free: tuple[str, ...] = ()) -> None:

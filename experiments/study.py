@@ -13,7 +13,6 @@ The folder of a run:
 
 from __future__ import annotations
 
-import math
 import resource
 import shutil
 import time
@@ -27,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 import qjax
-from experiments import errors, outliers, provenance, store, subject, sweep
+from experiments import errors, judging, outliers, places, provenance, store, subject, sweep
 from qjax import data, evaluate
 from qjax.metrics import next_token_loss
 from qjax.trace.stages import CannotCut
@@ -167,10 +166,15 @@ class Study:
             "seed": replicate,
         }
         entry = {"metrics": metrics, "leaves": leaves, "samples": self.samples(row, replicate, program)}
-        if self.config["pictures"] and replicate == 0:
+        model = self.subject.model
+        if (self.config["pictures"] and replicate == 0) or self.config["relations"]:
             with self.timed(row.name, "outliers", replicate):
-                model = self.subject.model
-                entry["input_sizes"] = outliers.input_sizes(model, program, self.probe, self.uses, self.targets)
+                entry["inputs"] = outliers.meeting(model, program, self.probe, self.uses, self.targets)
+        if self.config["places"] and row.method == sweep.FLOAT:
+            wanted = dict.fromkeys((measure, p) for measure, *pair in self.config["places"] for p in pair)
+            with self.timed(row.name, "places", replicate):
+                window = self.sample(replicate)[0]
+                entry["places"] = places.measured(model, weights, window, list(wanted))
         return entry
 
     def samples(self, row: sweep.Row, replicate: int, program: Any) -> list[dict[str, str]]:
@@ -191,26 +195,23 @@ class Study:
             for row in self.rows
         }
         claims = [self.judge(better, worse, found) for better, worse in self.config["claims"]]
+        floats = [found[r, sweep.FLOAT] for r in range(self.config["replicates"])]
+        claims += [
+            judging.place(measure, larger, smaller, [entry["places"] for entry in floats])
+            for measure, larger, smaller in self.config["places"]
+        ]
+        rounded = [[found[r, row.name] for row in self.rows[1:]] for r in range(self.config["replicates"])]
+        claims += [judging.relation(cause, effect, rounded) for cause, effect in self.config["relations"]]
         return {"rows": [entry["metrics"] for entry in found.values()], "claims": claims}
 
     def judge(self, better: str, worse: str, found: dict[tuple[int, str], dict[str, Any]]) -> dict[str, Any]:
-        """A claim "better < worse" in perplexity over the replicates, and on the error of every matrix's output."""
-        claim: dict[str, Any] = {"better": better, "worse": worse}
+        """A claim about two rows, or why it cannot be judged."""
         names = {row.name for row in self.rows}
         if absent := [name for name in (better, worse) if name not in names]:
-            return claim | {"verdict": "not judged", "reason": f"no row {absent[0]!r} in this run"}
+            reason = f"no row {absent[0]!r} in this run"
+            return {"better": better, "worse": worse, "verdict": "not judged", "reason": reason}
         pairs = [(found[r, better], found[r, worse]) for r in range(self.config["replicates"])]
-        ratios = [math.log(a["metrics"]["perplexity"] / b["metrics"]["perplexity"]) for a, b in pairs]
-        outcome = evaluate.verdict(ratios)
-        errors = [[_measured(entry["leaves"]) for entry in pair] for pair in pairs]
-        signs = [evaluate.sign_test(a, b) for a, b in errors if a.keys() == b.keys() and a]
-        bits = pairs[0][0]["metrics"]["bpw"] - pairs[0][1]["metrics"]["bpw"]
-        return claim | {
-            **outcome._asdict(),
-            "log_ratios": ratios,
-            "bpw_difference": bits,
-            "matrices": [s._asdict() for s in signs],
-        }
+        return judging.rows(better, worse, pairs)
 
     def log(self, record: dict[str, Any]) -> None:
         """One line of `timing.jsonl`."""
@@ -230,11 +231,6 @@ class Study:
 
 def _bar(name: str) -> Any:
     return lambda batches: tqdm(batches, desc=f"  {name}: evaluate", unit="batch", leave=False)
-
-
-def _measured(leaves: list[dict[str, Any]]) -> dict[str, float]:
-    """The error of every matrix's output; what a transform added (a prefix) is no matrix and has none."""
-    return {leaf["path"]: leaf["output_error"] for leaf in leaves if leaf["output_error"] is not None}
 
 
 def _loss(chain: Any) -> Any:

@@ -24,7 +24,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("eight_bits")
     config.replicates = 5
-    config.evaluation.windows = 16
+    config.update({"evaluation": {"windows": 16}})
     config.extra = {
         "weights_and_inputs": {"format": ("fp8_e4m3", "int8")},
         "gptq": {"format": "int4_g64"},

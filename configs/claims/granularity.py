@@ -24,7 +24,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("granularity")
     config.replicates = 5
-    config.evaluation.windows = 16
+    config.update({"evaluation": {"windows": 16}})
     steps = ("tensor", "channel", "g64", "g32", "g16")
     config.recipe = {"methods": ("rtn",), "format": tuple(f"int{bits}_{step}" for bits in (4, 3) for step in steps)}
     config.claims = tuple(

@@ -22,7 +22,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("int_versus_fp4")
     config.replicates = 5
-    config.evaluation.windows = 16
+    config.update({"evaluation": {"windows": 16}})
     name = "weights_and_inputs"
     formats = ("mxfp4", "mxint4", "nvfp4", "nvint4")
     config.extra = {name: {"format": formats, "rotation": ("none", "blocks"), "block": 32}}

@@ -23,7 +23,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("static_inputs")
     config.replicates = 5
-    config.evaluation.windows = 16
+    config.update({"evaluation": {"windows": 16}})
     config.extra = {
         "w8a8": {"granularity": ("token", "tensor")},
         "weights_and_inputs": {"format": "int8", "inputs": "int8_tensor", "static": True},

@@ -81,12 +81,13 @@ def leaves(run: Run) -> list[dict[str, Any]]:
 
 def input_ratios(run: Run) -> list[dict[str, Any]]:
     """Largest over median |x| that meets each matrix, where rows have it: [{name, ratios by path}] in table order."""
-    found = {name: e["input_sizes"] for (seed, name), e in run.entries.items() if seed == 0 and "input_sizes" in e}
-    return [
-        {"name": name, "ratios": {path: top / middle for path, (top, middle) in found[name].items() if middle > 0}}
-        for name in dict.fromkeys(row["name"] for row in run.rows)
-        if name in found
-    ]
+    found = {name: e["inputs"] for (seed, name), e in run.entries.items() if seed == 0 and "inputs" in e}
+    ratios = {
+        name: {path: x["largest"] / x["median"] for path, x in matrices.items() if x["median"] > 0}
+        for name, matrices in found.items()
+    }
+    order = dict.fromkeys(row["name"] for row in run.rows)
+    return [{"name": name, "ratios": ratios[name]} for name in order if name in ratios]
 
 
 def samples(run: Run) -> list[dict[str, Any]]:

@@ -308,7 +308,7 @@ def input_outliers(outliers: dict[str, np.ndarray], bins: int = 288) -> str:
 
 
 def claims(judged: Sequence[dict[str, Any]]) -> str:
-    """Each claim's log ratios: replicates as dots, mean and 95 % interval as a bar; left of zero the claim holds."""
+    """Each claim's effects: replicates as dots, mean and 95 % interval as a bar; left of zero the claim holds."""
     shown = [c for c in judged if "mean" in c]
     if not shown:
         return ""
@@ -326,7 +326,7 @@ def claims(judged: Sequence[dict[str, Any]]) -> str:
         ax.set_yticks(range(len(shown)), [f"{c['better']}  vs  {c['worse']}" for c in reversed(shown)], fontsize=8.5)
         ax.set_ylim(-0.7, len(shown) - 0.3)
         ax.grid(axis="y", visible=False)
-        ax.set_xlabel("log perplexity ratio, first to second (below zero: the first is better)")
+        ax.set_xlabel("log perplexity ratio, first to second (below zero: the claim holds)")
         return svg(fig)
 
 

@@ -19,7 +19,7 @@ from qjax.recipes.cheng2023_teq import teq
 from qjax.recipes.combined_w4a4 import w4a4
 from qjax.recipes.cross_domain import int8_with_float_outliers
 from qjax.recipes.czaja2024_frames import frames
-from qjax.recipes.dettmers2022_llm_int8 import llm_int8
+from qjax.recipes.dettmers2022_llm_int8 import llm_int8, without_features
 from qjax.recipes.dettmers2023_spqr import spqr
 from qjax.recipes.ding2023_cbq import cbq
 from qjax.recipes.frantar2022_gptq import gptq
@@ -72,6 +72,7 @@ from qjax.recipes.son2024_cushioncache import cushioncache
 from qjax.recipes.sun2024_flatquant import flatquant
 from qjax.recipes.sun2024_massive_activations import pinned_massive
 from qjax.recipes.tan2024_mobilequant import mobilequant
+from qjax.recipes.trukhanov2024_sorted_keys import sorted_keys
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.wang2024_bitstack import bitstack
 from qjax.recipes.wang2024_outliertune import outliertune
@@ -173,6 +174,7 @@ __all__ = [
     "signround",
     "smoothquant",
     "smoothquant_plus",
+    "sorted_keys",
     "spfq",
     "spinquant",
     "spqr",
@@ -186,6 +188,7 @@ __all__ = [
     "w8a8",
     "weights_and_inputs",
     "white_paper",
+    "without_features",
     "without_weights",
     "zeroquant",
     "zeroquant_fp",

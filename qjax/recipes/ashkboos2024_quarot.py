@@ -22,13 +22,15 @@ def quarot(
     method: Literal["gptq", "rtn"] = "gptq",
     rotated: bool = True,
     clip: float = 0.9,
+    draw: int = 0,
 ) -> Chain:
     """Rotate, round the weights, their inputs and the cache. `rotated=False` is its baseline. Catalogue H2.
 
-    `clip` is the share of a token's range that its activations keep. None leaves activations or cache in float.
+    `clip` is the share of a token's range that its activations keep, `draw` the number of the random rotation. None
+    leaves activations or cache in float.
     """
     return transforms.chain(
-        transforms.rotate() if rotated else (),
+        transforms.rotate(draw=draw) if rotated else (),
         transforms.round_by(method, format, range=ranges.mse()),
         () if activations is None else transforms.act_quantize(activations, range=ranges.shrunk(clip)),
         () if cache is None else transforms.cache_quantize(cache, cache),

@@ -10,6 +10,9 @@ from qjax import transforms
 from qjax.transforms.contract import Chain
 
 
-def arcquant(format: str = "nvfp4", share: float = 0.125) -> Chain:
-    """Weights and inputs in one format, the channels beyond `share` of the largest twice. Catalogue G19."""
-    return transforms.chain(transforms.residual_channels(format, share=share))
+def arcquant(format: str = "nvfp4", share: float = 0.125, channels: int | None = None) -> Chain:
+    """Weights and inputs in one format, the channels beyond `share` of the largest twice. Catalogue G19.
+
+    `channels` says how many of the largest instead.
+    """
+    return transforms.chain(transforms.residual_channels(format, share=share, channels=channels))

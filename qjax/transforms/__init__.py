@@ -33,6 +33,7 @@ from qjax.transforms.engine import run as run
 from qjax.transforms.equalizing import equalize as equalize
 from qjax.transforms.flattening import learn_affine as learn_affine
 from qjax.transforms.interventions import pin_massive as pin_massive
+from qjax.transforms.interventions import zero_features as zero_features
 from qjax.transforms.interventions import zero_weights as zero_weights
 from qjax.transforms.learned_maps import learn_maps as learn_maps
 from qjax.transforms.learned_maps import separate_rates as separate_rates

@@ -1,4 +1,4 @@
-"""Changes that quantize nothing and show what a network leans on: weights set to zero, massive activations pinned."""
+"""Changes that quantize nothing and show what a network leans on: weights or features zeroed, activations pinned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qjax.operators import Pinned
+from qjax.operators import Diag, Pinned
 from qjax.trace.paths import named_key
 from qjax.trace.sites import captured
 from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
@@ -122,3 +122,44 @@ def pin_massive(
         return Edit(taps={first: Pinned(values, magnitude)})
 
     return stateless(f"pin_massive {fill} {magnitude:g}", "model", edit)
+
+
+def zero_features(
+    count: int = 7,
+    *,
+    by: Literal["outliers", "random"] = "outliers",
+    magnitude: float = 6.0,
+    site: str = "*/attn_norm/output",
+) -> Transform:
+    """Set `count` channels of what the attention projections read to zero, the same in every layer.
+
+    Either the "outliers", which have the most values of at least `magnitude` over the calibration tokens of all layers,
+    or "random" ones from the run's key.
+
+    Source: Dettmers et al. 2022 (arXiv:2208.07339, section 4): without at most seven outlier features the top-1
+    probability is halved, without as many random ones nothing happens; catalogue T3.
+
+    Raises:
+        ValueError: no site of that name; a count below 1 or beyond the channels; fewer channels with such values.
+    """
+    if count < 1 or by not in ("outliers", "random"):
+        raise ValueError(f"zero_features: count={count}, by={by!r}; give at least 1, 'outliers' or 'random'")
+
+    def edit(stage: Stage, key: jax.Array) -> Edit:
+        assert stage.fn is not None
+        look = jax.jit(captured(stage.fn, site))
+        leaves = tuple(stage.params.values())
+        large: Any = 0
+        for batch in stage.inputs:
+            for x in look(leaves, batch)[1].values():
+                large = large + jnp.sum(jnp.abs(x.reshape(-1, x.shape[-1])) >= magnitude, axis=0)
+        if count > large.size:
+            raise ValueError(f"zero_features: {count} of {large.size} channels at {site!r}")
+        if by == "outliers" and count > (found := int(jnp.sum(large > 0))):
+            raise ValueError(
+                f"zero_features: {found} channels at {site!r} reach {magnitude:g}; give a smaller count or magnitude"
+            )
+        order = jnp.argsort(-large) if by == "outliers" else jax.random.permutation(key, large.size)
+        return Edit(taps={site: Diag(jnp.ones(large.size, jnp.float32).at[order[:count]].set(0.0))})
+
+    return stateless(f"zero_features {count} {by}", "model", edit)

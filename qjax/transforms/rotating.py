@@ -28,6 +28,7 @@ def rotate(
     down: bool = True,
     heads: bool = True,
     block: int | None = None,
+    draw: int = 0,
     sites: tuple[str, ...] = SCORES,
 ) -> Transform:
     """Spread outliers over all channels by random Hadamard rotations, with the network's function unchanged.
@@ -39,7 +40,8 @@ def rotate(
     alone, with a warning in the report. `block` mixes only so many channels at a time in R1 and R4 (H7: the blocks of
     an MX format), else all.
 
-    Signs are drawn from the run's key and count no bits. Comes before every method that quantizes.
+    Signs are drawn from the run's key and count no bits; each `draw` has its own. Comes before every method that
+    quantizes.
 
     Source: QuaRot (arXiv:2404.00456), sections 3 and 4; SpinQuant (arXiv:2405.16406), figure 1. Catalogue H1, H2, H7.
 
@@ -54,6 +56,7 @@ def rotate(
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
         wiring = wired("rotate", stage, scores)
+        key = jax.random.fold_in(key, draw) if draw else key
         leaves, rewritten = dict(stage.reference), {}
         if stream:
             random = Hadamard.random(named_key(key, "stream"), width(stage, wiring), block)
@@ -64,7 +67,7 @@ def rotate(
         return turned(stage, wiring, key, rewritten, sites if scores else (), down, heads, block)
 
     size = "" if block is None else f" {block}"
-    return stateless(f"rotate {' '.join(chosen)}{size}", "model", edit)
+    return stateless(f"rotate {' '.join(chosen)}{size}{f' draw {draw}' if draw else ''}", "model", edit)
 
 
 def rotate_inputs(block: int | None = None) -> Transform:

@@ -73,8 +73,8 @@ def fake_run(root: Path, study: str = "quickstart", replicates: int = 1, layers:
             }
             if not seed:
                 spread = 3000 if method == "float" else 30
-                entry["input_sizes"] = {
-                    f"layers/{i}/{role}": [spread * (1 + i), 0.5 + ("o" in role)]
+                entry["inputs"] = {
+                    f"layers/{i}/{role}": {"largest": spread * (1 + i), "median": 0.5 + ("o" in role)}
                     for i in range(layers)
                     for role in ROLES
                 }

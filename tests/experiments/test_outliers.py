@@ -13,13 +13,18 @@ def linear(p, x):
     return x @ p["w"]
 
 
-def test_input_sizes_are_those_behind_a_rotation():
-    """A one in one of 64 channels is an eighth in each of them behind a Hadamard rotation."""
+def test_what_meets_a_matrix_is_what_lies_behind_a_rotation():
+    """A one in one of 64 channels is an eighth in each of them behind a Hadamard rotation: as even as can be."""
     p, x = {"w": jnp.eye(64)[:, :8]}, jnp.eye(64)[None, :4]
     uses = qjax.uses(linear, p, x)
-    assert outliers.input_sizes(linear, p, x, uses, ["w"]) == {"w": [1.0, 0.0]}
+    plain = outliers.meeting(linear, p, x, uses, ["w"])["w"]
+    assert plain == pytest.approx(
+        {"largest": 1.0, "median": 0.0, "crest": 8.0, "kurtosis": 64.0, "flatness": 1.225, "zeros": 63 / 64}, abs=0.001
+    )
     turned, _ = qjax.run(
         qjax.chain(qjax.transforms.rotate_inputs(), qjax.act_quantize("int8")), linear, p, [x], schedule="whole"
     )
-    (sizes,) = outliers.input_sizes(linear, turned, x, uses, ["w"]).values()
-    assert sizes == pytest.approx([0.125, 0.125], rel=1e-5)
+    (behind,) = outliers.meeting(linear, turned, x, uses, ["w"]).values()
+    assert behind == pytest.approx(
+        {"largest": 0.125, "median": 0.125, "crest": 1.0, "kurtosis": 1.0, "flatness": 0.0, "zeros": 0.0}, abs=1e-4
+    )

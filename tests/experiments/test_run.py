@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +68,12 @@ def test_the_folder_holds_everything(finished):
     assert 3.25 < rounded["bpw"] < 3.35 < rounded["bpw_model"] < 32 == by_name["float"]["bpw"]
     assert rounded["bytes"] < by_name["float"]["bytes"]
     assert by_name["w8a8 token"]["kl_mean"] < by_name["rtn int3_g64_affine"]["kl_mean"]
-    judged, missing = metrics["claims"]
+    judged, missing, places, slow, matrices, zeros = metrics["claims"]
+    assert places["better"] == "largest/median channel of keys" and places["matrices"][0]["wins"] <= 2
+    entry = json.loads((folder / "rows" / "1-float.json").read_text())["places"]
+    pair = [np.array(entry[f"kurtosis of {name} keys"]) for name in ("fast", "slow")]
+    assert slow["log_ratios"][1] == pytest.approx(np.log(pair[0] / pair[1]).mean(), rel=1e-6)
+    assert all(-1 <= r <= 1 for claim in (matrices, zeros) for r in claim["log_ratios"])
     assert judged["replicates"] == 2 and len(judged["matrices"]) == 2
     assert missing["verdict"] == "not judged" and "rtn nothing" in missing["reason"]
     provenance = json.loads((folder / "provenance.json").read_text())
@@ -78,8 +84,8 @@ def test_the_folder_holds_everything(finished):
     timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     assert {"quantize", "evaluate", "samples"} <= {line.get("what") for line in timing}
     assert "seconds" not in (folder / "metrics.json").read_text() and not (folder / "state").exists()
-    sizes = json.loads((folder / "rows" / "0-float.json").read_text())["input_sizes"]
-    assert sizes and all(largest > median > 0 for largest, median in sizes.values())
+    sizes = json.loads((folder / "rows" / "0-float.json").read_text())["inputs"]
+    assert sizes and all(x["largest"] > x["median"] > 0 for x in sizes.values())
     assert "gptq int3_g64_affine better than rtn int3_g64_affine" in printed
 
 

@@ -17,5 +17,7 @@ def get_config():
     config.calibration = {"windows": 4, "length": 64, "batch": 2}
     config.evaluation = {"windows": 4, "length": 64, "batch": 2, "part": "report"}
     config.claims = (("gptq int3_g64_affine", "rtn int3_g64_affine"), ("rtn nothing", "rtn int3_g64_affine"))
+    config.places = (("largest/median channel", "keys", "values"), ("kurtosis", "slow keys", "fast keys"))
+    config.relations = (("crest", "output error"), ("zeros", "perplexity"))
     config.samples = {"prompts": ("The assert",), "rows": ("float",), "steps": 4}
     return config

@@ -8,6 +8,7 @@ import pytest
 import qjax
 from qjax.kv import QuantizedCache
 from qjax.models import Architecture, Decoder, generate
+from qjax.recipes import sorted_keys
 from qjax.trace.sites import Program, tapped
 from qjax.transforms import cache_quantize
 
@@ -72,6 +73,7 @@ def test_generation_reads_the_codes_and_the_quantized_weights():
         (lambda: QuantizedCache("int9000"), "int9000"),
         (lambda: QuantizedCache("int8", exact_prefix=-1), "exact_prefix must not be negative, got -1"),
         (lambda: cache_quantize(None, None), "nothing is left to round"),
+        (lambda: cache_quantize(None, ordered=True), "keys=None rounds none"),
         (lambda: cache_quantize("int8_tensor"), "int8_tensor has a scale that several tokens share"),
         (lambda: cache_quantize("int8", "nvfp4"), "nvfp4 has a scale that several tokens share"),
     ],
@@ -79,3 +81,30 @@ def test_generation_reads_the_codes_and_the_quantized_weights():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_sorted_keys_share_blocks():
+    """Every other channel of the keys is 100 times as large: sorted, no block of four holds both kinds."""
+    plain = Decoder(ARCH)
+    params = plain.init(jax.random.key(0))
+    attn = params["layers"]["0"]["attn"]
+    large = jnp.where(jnp.arange(16) % 2 == 0, 1.0, 0.01)[None, :]
+    attn["k"], attn["q"] = attn["k"] * large, attn["q"] / jnp.tile(large, 2)
+    x = random(3, 1, 5, 2, 8) * large.reshape(2, 8)[None, None]
+
+    def rounded(model, params, ordered):
+        program, _ = qjax.run(sorted_keys("int4_g4", ordered=ordered), model, params, [jnp.zeros((1, 2), jnp.int32)])
+        ((site, tap),) = program.taps.items()
+        return site, tap.apply(x)
+
+    def moved(y):
+        return jnp.mean(jnp.abs(y - x)[..., 1::2])
+
+    site, y = rounded(plain, params, ordered=True)
+    assert site == "layers/0/attn/key" and moved(y) < 0.1 * moved(rounded(plain, params, ordered=False)[1])
+    order = jnp.argsort(-jnp.linalg.norm(attn["k"], axis=0).reshape(2, 8), axis=-1)
+    alone = qjax.fake_quantize(x[0, 4, 1][order[1]], "int4_g4", axis=-1)
+    np.testing.assert_array_equal(y[0, 4, 1][order[1]], alone)
+    stacked = Decoder(ARCH, scan=True)
+    with pytest.raises(ValueError, match="holds several layers"):
+        rounded(stacked, stacked.init(jax.random.key(0)), ordered=True)

@@ -108,6 +108,10 @@ def test_arcquant_repeats_the_channels_with_outliers():
         jnp.linalg.norm(qjax.quantized(linear)(plain, x) - ideal)
     )
     assert report.rows[0]["format"] == "nvfp4, 16 channels twice"
+    chosen, report = run(recipes.arcquant("nvfp4", channels=32), p, x)
+    assert chosen["w"].op.T.count == 32 and report.rows[0]["format"] == "nvfp4, 32 channels twice"
+    none, _ = run(recipes.arcquant("nvfp4", channels=0), p, x)
+    np.testing.assert_allclose(qjax.quantized(linear)(none, x), once @ alone, rtol=1e-4, atol=1e-3)
 
 
 def test_the_largest_of_a_block_pass_and_the_next_sets_the_scale():
@@ -270,6 +274,9 @@ def test_flexgen_spans_a_group_from_end_to_end():
 BAD = {
     "one scale a token": lambda: transforms.runtime_smooth("int4_g16"),
     "a share of 0 of": lambda: transforms.residual_channels(share=0),
+    "8 channels are no whole blocks of nvfp4": lambda: transforms.residual_channels(channels=8),
+    "80 channels twice, but it reads 64": lambda: run(recipes.arcquant(channels=80), *outlying()),
+    "not 'network'": lambda: recipes.weights_and_inputs(rotation="network", smoothing=0.5),
     "blocks of 16 do not divide its 10": lambda: run(
         transforms.residual_channels(), {"w": jnp.ones((10, 4))}, jnp.ones((3, 10))
     ),
@@ -311,6 +318,8 @@ def test_inputs_that_are_shared_share_their_rotation():
 def test_weights_and_inputs_says_what_is_rounded_and_what_turns():
     steps = [t.name for t in recipes.weights_and_inputs("nvfp4", rotation="blocks", block=16)]
     assert steps == ["rotate inputs 16", "rtn nvfp4", "act_quantize nvfp4"]
+    steps = [t.name for t in recipes.weights_and_inputs("int8", rotation="inputs", smoothing=0.5)]
+    assert steps == ["smooth 0.5", "rotate inputs whole", "rtn int8", "act_quantize int8"]
     p, x = outlying()
     op = run(recipes.weights_and_inputs("int4_narrow_f32", rotation="inputs"), p, x)[0]["w"]
     assert isinstance(op.T, Hadamard) and isinstance(op.op.T, Quantize) and isinstance(op.op.op, qjax.QArray)

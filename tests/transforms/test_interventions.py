@@ -1,7 +1,8 @@
-"""What a network leans on: weights removed, massive activations pinned."""
+"""What a network leans on: weights or features removed, massive activations pinned."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -94,3 +95,20 @@ def test_massive_activations_are_pinned_where_they_first_appear():
         qjax.run(transforms.pin_massive(site="layers/*/residual"), sited, p, [x])
     with pytest.raises(ValueError, match="fill='median'"):
         transforms.pin_massive("median")  # type: ignore[arg-type]
+
+
+def test_outlier_features_are_zeroed_in_every_layer_and_random_ones_follow_the_key():
+    p = {"layers": {i: {"w": draw.normal(int(i), K, K, scale=0.1)} for i in "01"}}
+    x = draw.normal(5, 8, K).at[:, 3].set(20.0).at[:6, 9].set(-30.0).at[0, 1].set(90.0)
+    options = {"count": 2, "site": "layers/*/residual"}
+    program, _ = qjax.run(transforms.zero_features(**options), sited, p, [x], schedule="whole")
+    y = np.asarray(qjax.tapped(sited)(program, x))
+    assert (np.flatnonzero((y == 0).all(axis=0)) == [3, 9]).all(), "those with most large values, not the largest one"
+    chance = transforms.zero_features(by="random", **options)
+    drawn = [qjax.run(chance, sited, p, [x], key=jax.random.key(k), schedule="whole")[0] for k in (1, 1, 2)]
+    gone = [np.flatnonzero(np.asarray(next(iter(program.taps.values())).scale) == 0).tolist() for program in drawn]
+    assert gone[0] == gone[1] != gone[2] and len(gone[0]) == 2
+    with pytest.raises(ValueError, match="3 channels at 'layers/\\*/residual' reach 6"):
+        qjax.run(transforms.zero_features(4, site=options["site"]), sited, p, [x], schedule="whole")
+    with pytest.raises(ValueError, match="by='largest'"):
+        transforms.zero_features(by="largest")  # type: ignore[arg-type]
