@@ -14,7 +14,7 @@ from qjax.formats import FULL
 from qjax.formats.elements import E2M1, E4M3, Element
 from qjax.formats.integer import Int
 from qjax.io import cache_scales, inputs
-from qjax.io.container import Container, Stored
+from qjax.io.container import EXPERT, Container, Stored, patterns
 from qjax.io.layout import Layout, Leaf, Scheme, Strategy, Tensor, strategy
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -111,14 +111,20 @@ def settings(stored: Mapping[str, Stored], plain: list[str]) -> dict[str, Any]:
         "format": next(iter(groups.values()))[0]["format"] if single else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": {
-            f"group_{i}": {"targets": ["Linear"] if single else modules, **group}
+            f"group_{i}": {"targets": ["Linear"] if single else _targets(modules), **group}
             for i, (group, modules) in enumerate(groups.values())
         },
-        "ignore": plain,
+        "ignore": _targets(plain),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
         "version": "0.20.0",
     }
+
+
+def _targets(modules: list[str]) -> list[str]:
+    """Names of modules, and a pattern for the experts of a layer: by it runtimes know which group is theirs."""
+    names = [module for module in modules if not EXPERT.search(module)]
+    return [*names, *(f"re:{pattern}$" for pattern in patterns(m for m in modules if EXPERT.search(m)))]
 
 
 def _weights(leaf: Leaf, layout: Layout) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from qjax.io.layout import Layout, Leaf, Scheme, as_leaf, fits
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 class Stored(NamedTuple):
@@ -78,6 +81,16 @@ def same_everywhere(container: str, stored: Mapping[str, Stored]) -> tuple[int, 
             ' use one, or to="compressed-tensors"'
         )
     return next(iter(found))
+
+
+def patterns(modules: Iterable[str]) -> list[str]:
+    r"""Regular expressions of the names of modules; the experts of a layer, which are stored alike, have one together.
+
+    >>> patterns(["lm_head", "mlp.experts.0.up", "mlp.experts.1.up"])
+    ['lm_head', 'mlp\\.experts\\.\\d+\\.up']
+    """
+    found = (r"\.experts\.\d+\.".join(map(re.escape, EXPERT.split(module))) for module in modules)
+    return list(dict.fromkeys(found))
 
 
 def _description(layout: Layout) -> str:

@@ -22,7 +22,7 @@ from qjax.formats import Format, as_format
 from qjax.io.containers import CONTAINERS
 from qjax.io.exporting import FUSES, plan, tensors_of
 from qjax.io.tensors import Place, open_tensors, shards, write_index
-from qjax.models.configuration import read_architecture, write_config
+from qjax.models.configuration import read_architecture
 from qjax.models.loading import find
 from qjax.models.safetensors import places, read_config
 from qjax.quantization import quantize
@@ -33,6 +33,7 @@ BESIDE = (
     *("chat_template.jinja", "generation_config.json"),
 )
 FINGERPRINT = "conversion.json"
+GATES = ("/ffn/router", "/ffn/shared_gate")
 SHARD = 2 * 2**30
 """Bytes of float tensors whose results share a file: these results are in memory twice while it is written."""
 
@@ -57,9 +58,11 @@ def convert(
     dtype; its tokenizer files come along. Catalogue U4.
 
     Args:
-        source: a folder with config.json and safetensors, or a hub id: a float model of the Llama family.
+        source: a folder with config.json and safetensors, or a hub id: a float model of a family that is written
+            (Llama, Mistral, Qwen2, Qwen3, OLMo2, Mixtral, Qwen2-MoE, Qwen3-MoE).
         path: the folder to write; nothing may be there yet.
-        fmt: the format of every kernel in a layer, or path -> format (None leaves it float); the head may be named so.
+        fmt: the format of every kernel in a layer but those that choose experts, or path -> format (None leaves it
+            float); the head may be named so. Experts of one leaf have one format.
         to: "compressed-tensors", "gptq" or "awq".
         layout: how matrices lie, where the container knows several; the usual if None.
         range: estimator of each block's range (`qjax.ranges`); absmax or min-max if None.
@@ -79,13 +82,10 @@ def convert(
     folder = find(str(source))
     config = read_config(folder)
     arch = read_architecture(config)
-    write_config(arch)  # raises for what is not of the family that is written
     found = places(folder, arch, config)
     formats = {p: f for p, place in found.items() if (f := _chosen(fmt, p, place)) is not None}
-    shapes: dict[str, Any] = {p: jax.ShapeDtypeStruct(place.shape, place.dtype) for p, place in found.items()}
-    for p, f in formats.items():
-        shapes[p] = jax.eval_shape(functools.partial(quantize, fmt=f, range=range), shapes[p])
-    made = plan(CONTAINERS[to], shapes, layout)
+    shapes = {p: _shape(place.shape, place.dtype, formats.get(p), range) for p, place in found.items()}
+    made = plan(CONTAINERS[to], shapes, config.get("model_type", "llama"), layout)
     if any("tensor_scale" in option.parts for option in made.layouts.values()):
         warnings.warn(f"every matrix gets a tensor scale of its own; {FUSES}", stacklevel=2)
     groups = shards({p: math.prod(place.shape) * place.dtype.itemsize for p, place in found.items()}, shard)
@@ -118,13 +118,20 @@ def convert(
 
 
 def _chosen(fmt: Choice, path: str, place: Place) -> Format | None:
-    """The format of a parameter, None for a float."""
+    """The format of a parameter, None for a float; experts of a leaf have one."""
     if len(place.shape) != 2 or path == "embed":
         return None
     if callable(fmt):
-        chosen = fmt(path)
+        chosen = fmt(path.partition("[")[0])
         return None if chosen is None else as_format(chosen)
-    return as_format(fmt) if path.startswith("layers/") else None
+    return as_format(fmt) if path.startswith("layers/") and not path.endswith(GATES) else None
+
+
+@functools.cache
+def _shape(shape: tuple[int, ...], dtype: np.dtype, fmt: Format | None, range: Range | None) -> Any:
+    """What `_leaf` gives, as shapes and dtypes."""
+    w = jax.ShapeDtypeStruct(shape, dtype)
+    return w if fmt is None else jax.eval_shape(functools.partial(quantize, fmt=fmt, range=range), w)
 
 
 def _leaf(place: Place, fmt: Format | None, range: Range | None) -> Any:

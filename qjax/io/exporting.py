@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-from jax import Array
 
-from qjax.dispatch import is_operator
+from qjax.dispatch import index, is_operator
 from qjax.io import cache_scales, gguf
 from qjax.io import layout as layouts
 from qjax.io.atomic import atomically
@@ -25,6 +24,7 @@ from qjax.models.decoder import Decoder, unstack_layers
 from qjax.models.gguf import checked
 from qjax.models.safetensors import hf_name
 from qjax.models.tokenizer import Tokenizer
+from qjax.operators import Pre
 from qjax.qarray import QArray
 from qjax.trace.paths import leaves_with_paths
 from qjax.trace.sites import Program
@@ -35,7 +35,11 @@ FUSES = (
     "vLLM fuses q, k, v and gate, up under one and would compute other values (transformers does not); quantize them "
     "with one scale for vLLM"
 )
-FUSED = (("attn/q", "attn/k", "attn/v"), ("ffn/gate", "ffn/up"))
+FUSED = (
+    ("attn/q", "attn/k", "attn/v"),
+    *((f"{ffn}/gate", f"{ffn}/up") for ffn in ("ffn", "ffn/experts", "ffn/shared")),
+)
+ROUTER = "/ffn/router"
 
 
 def export(
@@ -50,18 +54,20 @@ def export(
 ) -> None:
     """Write a checkpoint for another runtime, all of it or nothing.
 
-    A Hugging Face folder: config.json with its `quantization_config`, safetensors, and the tokenizer's files. Every
-    number is written exactly: codes, scales and zero points are those of `qparams`, and what the container could not
-    hold so is refused. The one exception is NVFP4's tensor scale, whose reciprocal is stored. Runtimes compute the
-    weights in the model's dtype, which is written as the widest of all floats in `qparams`. Or, to "gguf", one file
-    with metadata, tokenizer and ggml's blocks (`qjax.ggml`), embedding and head among them. Catalogue U4.
+    A Hugging Face folder: config.json with its `quantization_config`, safetensors, and the tokenizer's files, in the
+    first family whose settings say the architecture, with a module for each expert of a mixture. Every number is
+    written exactly: codes, scales and zero points are those of `qparams`, and what the container could not hold so is
+    refused. The one exception is NVFP4's tensor scale, whose reciprocal is stored. Runtimes compute the weights in the
+    model's dtype, which is written as the widest of all floats in `qparams`. Or, to "gguf", one file with metadata,
+    tokenizer and ggml's blocks (`qjax.ggml`), embedding and head among them. Catalogue U4.
 
     Args:
         path: what to write; nothing may be there yet.
         model: a `qjax.models.Decoder`; its architecture becomes the configuration.
-        qparams: its parameters, quantized kernels [inputs, outputs] in place of arrays; embedding, norms and biases
-            float. `Pre(Quantize, q)` is kept where the container has a word for it, and so are the taps of a `Program`
-            that round keys and values under one static scale a layer: compressed-tensors' `kv_cache_scheme`.
+        qparams: its parameters, quantized kernels [inputs, outputs] or [experts, inputs, outputs] in place of arrays;
+            embedding, norms, biases and routers float. `Pre(Quantize, q)` is kept where the container has a word for
+            it, and so are the taps of a `Program` that round keys and values under one static scale a layer:
+            compressed-tensors' `kv_cache_scheme`.
         to: "compressed-tensors", "gptq", "awq" or "gguf".
         layout: how matrices lie, where the container knows several ("int-quantized", "gptq_v2"); the usual if None.
         tokenizer: as `qjax.models.load` returns it; without one the folder holds the model alone.
@@ -89,15 +95,16 @@ def export(
     config = write_config(model.arch)
     with atomically(path) as folder:
         folder.mkdir()
-        made = plan(CONTAINERS[to], leaves, layout)
+        parts = {name: node for path, leaf in leaves.items() for name, node in _modules(path, leaf)}
+        made = plan(CONTAINERS[to], parts, config["model_type"], layout)
         _warn_of_fused(leaves)
         tensors: dict[str, np.ndarray] = {}
-        for name, node in leaves.items():
+        for name, node in parts.items():
             tensors |= tensors_of(name, node, made)
         if program.taps:
             scheme, scales = cache_scales.write(program.taps, model.arch.layers, made.dtype)
             made = made._replace(settings={**made.settings, "kv_cache_scheme": scheme})
-            tensors |= {_beside_attention(name): scale for name, scale in scales.items()}
+            tensors |= {_beside_attention(name, made.kind): scale for name, scale in scales.items()}
         config["dtype"] = made.dtype
         if tokenizer is not None:
             tokenizer.write(folder)
@@ -107,10 +114,10 @@ def export(
         write_tensors(folder, tensors, shard)
 
 
-def _beside_attention(path: str) -> str:
+def _beside_attention(path: str, kind: str) -> str:
     """The file's name of "layers/<i>/attn/k_scale"."""
     attention, _, name = path.rpartition("/")
-    return f"{_module(f'{attention}/q').rpartition('.')[0]}.{name}"
+    return f"{_module(f'{attention}/q', kind).rpartition('.')[0]}.{name}"
 
 
 def _leaves(model: Decoder, qparams: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,16 +126,35 @@ def _leaves(model: Decoder, qparams: Mapping[str, Any]) -> dict[str, Any]:
     return checked(leaves_with_paths(params), model.arch)
 
 
-class Plan(NamedTuple):
-    """How a folder will lie: which parameters are quantized, in which layout, the floats' dtype, and the settings."""
+def _modules(path: str, leaf: Any) -> Iterator[tuple[str, Any]]:
+    """A parameter as it is, or the matrices of a leaf of experts: "layers/0/ffn/experts/gate[3]"."""
+    if leaf.ndim < 3:
+        yield path, leaf
+        return
+    host = jax.tree.map(np.asarray, leaf)  # a slice compiles nothing there
+    for i in range(leaf.shape[0]):
+        yield f"{path}[{i}]", _expert(host, i)
 
+
+def _expert(leaf: Any, i: int) -> Any:
+    if isinstance(leaf, Pre) and not leaf.T.batch_shape:  # the input of all experts is rounded alike
+        return Pre(leaf.T, _expert(leaf.op, i))
+    return index(leaf, i) if is_operator(leaf) else leaf[i]
+
+
+class Plan(NamedTuple):
+    """How a folder will lie: its family, which matrices are quantized and how, the floats' dtype, and the settings."""
+
+    kind: str
     layouts: Mapping[str, Layout]
     dtype: str
     settings: dict[str, Any]
 
 
-def plan(container: Container, leaves: Mapping[str, Any], layout: str | None = None) -> Plan:
-    """The plan of a model's parameters by path; their values are not read, so shapes and dtypes serve as well.
+def plan(container: Container, leaves: Mapping[str, Any], kind: str, layout: str | None = None) -> Plan:
+    """The plan of a model's parameters by path, each expert's by itself, in the family `kind`.
+
+    Their values are not read, so shapes and dtypes serve as well.
 
     Raises:
         ValueError: an unknown layout, a leaf that the container cannot hold, or nothing quantized.
@@ -140,6 +166,8 @@ def plan(container: Container, leaves: Mapping[str, Any], layout: str | None = N
     for path, node in leaves.items():
         if is_operator(node) and not _is_matrix(path, node):
             raise ValueError(f"{path}: {container.name} holds quantized kernels only; leave it float (qjax.dense)")
+        if is_operator(node) and path.endswith(ROUTER):
+            raise ValueError(f"{path}: runtimes hold the router of experts in float; leave it float (qjax.dense)")
         if is_operator(node):
             stored[path] = container.store(path, node, layout)
         elif str(node.dtype) in FLOATS:
@@ -148,20 +176,20 @@ def plan(container: Container, leaves: Mapping[str, Any], layout: str | None = N
             raise ValueError(f"{path} is {node.dtype}; parameters are {', '.join(FLOATS)} or quantized")
     if not stored:
         raise ValueError(f"no parameter is quantized, so there is nothing for {container.name} to hold")
-    floats = [_module(path) for path, node in plain.items() if _is_matrix(path, node)]
+    floats = [_module(path, kind) for path, node in plain.items() if _is_matrix(path, node)]
     if "head" not in leaves:
         floats.append("lm_head")  # tied: a linear module to those who read the settings
-    settings = container.settings({_module(path): entry for path, entry in stored.items()}, floats)
-    return Plan({path: entry.layout for path, entry in stored.items()}, _dtype(stored, plain), settings)
+    settings = container.settings({_module(path, kind): entry for path, entry in stored.items()}, floats)
+    return Plan(kind, {path: entry.layout for path, entry in stored.items()}, _dtype(stored, plain), settings)
 
 
 def tensors_of(path: str, node: Any, made: Plan) -> dict[str, np.ndarray]:
     """The tensors of one parameter, by their names in the folder."""
     if path in made.layouts:
         written = layouts.write(path, layouts.as_leaf(path, node), made.layouts[path], made.dtype)
-        return {f"{_module(path)}.{suffix}": tensor for suffix, tensor in written.items()}
+        return {f"{_module(path, made.kind)}.{suffix}": tensor for suffix, tensor in written.items()}
     w = np.asarray(node).astype(made.dtype, copy=False)
-    return {hf_name(path): np.ascontiguousarray(w.T if _is_matrix(path, node) else w)}
+    return {hf_name(path, made.kind): np.ascontiguousarray(w.T if _is_matrix(path, node) else w)}
 
 
 def _is_matrix(path: str, node: Any) -> bool:
@@ -169,8 +197,8 @@ def _is_matrix(path: str, node: Any) -> bool:
     return node.ndim == 2 and path != "embed"
 
 
-def _module(path: str) -> str:
-    return hf_name(path).removesuffix(".weight")
+def _module(path: str, kind: str) -> str:
+    return hf_name(path, kind).removesuffix(".weight")
 
 
 def _dtype(stored: Mapping[str, Stored], plain: Mapping[str, Any]) -> str:
@@ -183,13 +211,13 @@ def _dtype(stored: Mapping[str, Stored], plain: Mapping[str, Any]) -> str:
 
 def _warn_of_fused(leaves: Mapping[str, Any]) -> None:
     """Runtimes that fuse matrices take one tensor scale for all: other values than ours unless they are equal."""
-    layers = sorted({path.rsplit("/", 2)[0] for path in leaves if path.startswith("layers/")})
+    layers = sorted({path[: path.index("/", len("layers/"))] for path in leaves if path.startswith("layers/")})
     for layer in layers:
         for names in FUSED:
-            nodes = [leaves[f"{layer}/{name}"] for name in names]
+            nodes = [leaves.get(f"{layer}/{name}") for name in names]
             scales = [q.scales[0] for q in nodes if isinstance(q, QArray) and q.scales]
-            outer = [scale.scales[0] for scale in scales if isinstance(scale, QArray)]
-            if len({float(jnp.asarray(a).item()) for a in outer if isinstance(a, Array)}) > 1:
+            outer = [np.ravel(scale.scales[0]) for scale in scales if isinstance(scale, QArray)]
+            if any(not np.array_equal(outer[0], a) for a in outer[1:]):  # of each expert, where there are experts
                 warnings.warn(
                     f"{layer}: {', '.join(names)} have tensor scales of their own; {FUSES}",
                     stacklevel=3,

@@ -12,7 +12,7 @@ from typing import Any
 
 from qjax.formats import FULL
 from qjax.formats.integer import Int
-from qjax.io.container import Container, Stored, same_everywhere, unrounded
+from qjax.io.container import Container, Stored, patterns, same_everywhere, unrounded
 from qjax.io.layout import Layout, Scheme, Tensor
 
 
@@ -50,7 +50,7 @@ def settings(stored: Mapping[str, Stored], plain: list[str]) -> dict[str, Any]:
         "checkpoint_format": next(iter(stored.values())).layout.name,
         "pack_dtype": "int32",
         "lm_head": "lm_head" in stored,
-        "dynamic": {f"-:^{re.escape(module)}$": {} for module in plain if module != "lm_head"},
+        "dynamic": {f"-:^{pattern}$": {} for pattern in patterns(plain) if pattern != "lm_head"},
         "meta": {"quantizer": ["qjax"]},
     }
 

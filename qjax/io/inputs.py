@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from qjax.formats import FULL, NVFP4, Format, as_format
 from qjax.formats.elements import E4M3
 from qjax.formats.integer import Int
 from qjax.io.exact import exactly, narrowest, reciprocal
 from qjax.operators import Quantize
-from qjax.qarray import Grid, Meta
+from qjax.qarray import Grid, Meta, QArray
 
 NAMES = {("int", 8): "int8", ("float", 8): "fp8_e4m3"}
 ELEMENTS = {("int", 8): Int(8), ("float", 8): E4M3}
@@ -46,7 +45,7 @@ def settings(rounding: Quantize) -> dict[str, Any] | None:
         args = {"num_bits": bits, "type": kind, "symmetric": True}
         if rounding.grid is not None:
             meta, scales = rounding.grid.meta, rounding.grid.scales
-            one = len(scales) == 1 and isinstance(scales[0], Array) and scales[0].size == 1
+            one = len(scales) == 1 and not isinstance(scales[0], QArray) and scales[0].size == 1
             if one and (meta.element, meta.offset) == (ELEMENTS[kind, bits], None):
                 return {**args, "strategy": "tensor", "group_size": None, "dynamic": False}
             continue

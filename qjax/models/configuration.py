@@ -1,8 +1,9 @@
-"""config.json of a Hugging Face folder as an architecture, and back for a Llama."""
+"""config.json of a Hugging Face folder as an architecture, and back."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from typing import Any
 
 from qjax.models.architecture import Architecture, Experts, llama3_rope_factors
@@ -70,7 +71,7 @@ def _architecture(config: dict[str, Any]) -> Architecture:
     pre, local_theta = given.get("query_pre_attn_scalar"), given.get("rope_local_base_freq")
     if given.get("word_embed_proj_dim") not in (None, width):
         raise ValueError(f"config.json: word_embed_proj_dim is {given['word_embed_proj_dim']}, not hidden_size={width}")
-    fields = {
+    variants = {
         "vocab": int(given["vocab_size"]),
         "width": width,
         "layers": layers,
@@ -97,7 +98,7 @@ def _architecture(config: dict[str, Any]) -> Architecture:
         "logit_cap": given.get("final_logit_softcapping"),
         "experts": _experts(given, layers),
     }
-    return Architecture(**{**fields, **family.fields})
+    return Architecture(**{**variants, **family.fields})
 
 
 def _refuse_unknown(config: dict[str, Any], kind: str, family: Family) -> None:
@@ -159,23 +160,62 @@ def _experts(given: dict[str, Any], layers: int) -> Experts | None:
 
 
 def write_config(arch: Architecture) -> dict[str, Any]:
-    """The config.json of an architecture: what `read_architecture` reads back.
+    """The config.json of an architecture, of the first family whose settings `read_architecture` reads back as it.
 
     Raises:
-        ValueError: RoPE divisors, biases, or a variant that a Llama configuration has no keys for.
+        ValueError: RoPE divisors that no rule makes, or a variant that no family which is written has, by its field.
     """
-    if arch.beyond_llama:
-        raise ValueError(
-            f"a Llama config.json has no keys for {arch.beyond_llama}; only Llama-family models are written "
-            "(qjax.io.save keeps the parameters of any other)"
-        )
-    if arch.qkv_bias != arch.o_bias:
-        raise ValueError(
-            "a Llama config.json has one key for the biases of q, k, v and o: they all have one or none has"
-        )
+    wanted, given = _plain(arch), _given(arch)
+    differing: dict[str, list[str]] = {}
+    for kind, family in FAMILIES.items():
+        if family.model is None:
+            continue
+        own = {family.name(name): value for name, value in given.items() if name in KEYS or name in family.settings}
+        if arch.experts is not None and "moe_intermediate_size" not in family.settings:
+            own["intermediate_size"] = arch.experts.ffn
+        config = {"architectures": [family.model], "model_type": kind, **own, **family.only}
+        found = _plain(read_architecture(config))
+        if found == wanted:
+            return config
+        differing[kind] = [f.name for f in fields(arch) if getattr(found, f.name) != getattr(wanted, f.name)]
+    nearest = min(differing, key=lambda kind: len(differing[kind]))
+    variants = ", ".join(f"{name}={getattr(arch, name)!r}" for name in differing[nearest])
+    raise ValueError(
+        f"no config.json of {', '.join(differing)} says {variants}, in which the model differs from the nearest, "
+        f"{nearest!r}; qjax.io.save keeps the parameters of any model"
+    )
+
+
+def _plain(arch: Architecture) -> Architecture:
+    """The same function with what it leaves open settled: a window for each layer, no FFN where all have experts."""
+    windows = tuple(arch.window(layer) for layer in range(arch.layers)) if any(arch.windows) else ()
+    routed = arch.experts is not None and all(arch.routed(layer) for layer in range(arch.layers))
+    return replace(arch, windows=windows, ffn=1 if routed else arch.ffn)
+
+
+def _given(arch: Architecture) -> dict[str, Any]:
+    """Settings of an architecture by our names; those that a family has not are left out where it is written."""
+    e = arch.experts
+    experts = (
+        {}
+        if e is None
+        else {
+            "num_experts": e.count,
+            "num_experts_per_tok": e.active,
+            "moe_intermediate_size": e.ffn,
+            "shared_expert_intermediate_size": e.shared,
+            "norm_topk_prob": e.normalized,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": list(e.dense),
+        }
+    )
+    kinds = ["sliding_attention" if arch.window(layer) else "full_attention" for layer in range(arch.layers)]
+    windows = {
+        "sliding_window": max(arch.windows, default=0) or None,
+        "use_sliding_window": any(arch.windows),
+        "layer_types": kinds if any(arch.windows) else None,
+    }
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
         "vocab_size": arch.vocab,
         "hidden_size": arch.width,
         "num_hidden_layers": arch.layers,
@@ -183,14 +223,16 @@ def write_config(arch: Architecture) -> dict[str, Any]:
         "num_key_value_heads": arch.kv_heads,
         "head_dim": arch.head_dim,
         "intermediate_size": arch.ffn,
-        "hidden_act": "silu",
+        "hidden_act": {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[arch.activation],
         "rms_norm_eps": arch.eps,
         "rope_theta": arch.theta,
         "rope_scaling": _rope_scaling(arch),
         "tie_word_embeddings": arch.tied,
-        "attention_bias": arch.qkv_bias,
+        "attention_bias": arch.o_bias,
         "mlp_bias": arch.ffn_bias,
         "max_position_embeddings": arch.context,
+        **windows,
+        **experts,
     }
 
 

@@ -48,6 +48,8 @@ class Family:
         scaled_embedding: embedded tokens are multiplied by sqrt(width).
         ffn_ratio: the FFN's channels for each of the stream, where config.json is silent.
         base: what the names of a checkpoint of the bare model, without a head, do not begin with.
+        model: the class of transformers that a written config.json names; None where the family is only read, because
+            it stores several matrices as one or other numbers than ours.
     """
 
     modules: Mapping[str, str | Fused]
@@ -63,6 +65,7 @@ class Family:
     scaled_embedding: bool = False
     ffn_ratio: int | None = None
     base: str = ""
+    model: str | None = None
 
     def name(self, setting: str) -> str:
         """What the family calls a setting."""
@@ -126,13 +129,14 @@ LEARNED = {"norm": "layer", "gated": False, "rotary": 0, "learned_positions": Tr
 SWITCHED = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(LLAMA, settings={"attention_bias": False, "mlp_bias": False}),
-    "mistral": Family(LLAMA, settings={"sliding_window": 4096}),
-    "qwen2": Family(LLAMA, settings=SWITCHED, fields={"qkv_bias": True}),
+    "llama": Family(LLAMA, settings={"attention_bias": False, "mlp_bias": False}, model="LlamaForCausalLM"),
+    "mistral": Family(LLAMA, settings={"sliding_window": 4096}, model="MistralForCausalLM"),
+    "qwen2": Family(LLAMA, settings=SWITCHED, fields={"qkv_bias": True}, model="Qwen2ForCausalLM"),
     "qwen3": Family(
         {**LLAMA, **QK_NORMS},
         settings={"head_dim": 128, "attention_bias": False, **SWITCHED},
         fields={"qk_norm": "head"},
+        model="Qwen3ForCausalLM",
     ),
     "mixtral": Family(
         {
@@ -151,6 +155,8 @@ FAMILIES: Mapping[str, Family] = {
             "norm_topk_prob": True,
         },
         names={"num_experts": "num_local_experts"},
+        only={"norm_topk_prob": True},
+        model="MixtralForCausalLM",
     ),
     "qwen2_moe": Family(
         {**LLAMA, **QWEN_EXPERTS, **QWEN_SHARED},
@@ -164,6 +170,7 @@ FAMILIES: Mapping[str, Family] = {
         },
         only={"qkv_bias": True, "use_sliding_window": False},
         fields={"qkv_bias": True},
+        model="Qwen2MoeForCausalLM",
     ),
     "qwen3_moe": Family(
         {**LLAMA, **QK_NORMS, **QWEN_EXPERTS},
@@ -177,6 +184,7 @@ FAMILIES: Mapping[str, Family] = {
         },
         only={"use_sliding_window": False},
         fields={"qk_norm": "head"},
+        model="Qwen3MoeForCausalLM",
     ),
     "phi3": Family(
         {
@@ -203,6 +211,7 @@ FAMILIES: Mapping[str, Family] = {
         },
         settings={"attention_bias": False},
         fields={"placement": "post", "qk_norm": "width"},
+        model="Olmo2ForCausalLM",
     ),
     "gemma2": Family(
         {**GEMMA},

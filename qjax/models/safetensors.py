@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,11 @@ from qjax.models.architecture import Architecture
 from qjax.models.decoder import nest
 from qjax.models.families import FAMILIES, Entry, Family, Fused
 from qjax.models.gguf import checked
-from qjax.qarray import QArray
 from qjax.trace.sites import Program
 
 # Written by old versions of transformers; computed here.
 DERIVED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
-# The number of an expert in the name of a module.
+# The number of an expert in the name of a module; in the name of a matrix of ours it is gate[3].
 NUMBER = re.compile(r"(?<=\.experts\.)(?:0|[1-9]\d{0,4})(?=\.)")
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -113,6 +112,8 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
 def places(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str, Place]:
     """Where each parameter of a float checkpoint lies, in the order of its files; nothing is read but their headers.
 
+    A leaf of experts is its matrices one by one, "layers/0/ffn/experts/gate[3]".
+
     Raises:
         FileNotFoundError: for a missing file or shard.
         ValueError: a quantized checkpoint, a family that stores several matrices as one, or tensors that are missing,
@@ -121,33 +122,52 @@ def places(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str
     if config.get("quantization_config") is not None:
         raise ValueError(f"{folder} is quantized already; give the float checkpoint")
     family, found = FAMILIES[config.get("model_type", "llama")], {}
+    whole: dict[str, Any] = {}
+    entries: dict[str, dict[int, tuple[int, ...]]] = {}
     for file in _files(folder):
         for name, tensor in _parts(open_tensors(file), arch):
             target, suffix = _float_target(family, folder, name, tensor), _module(name)[1]
-            if isinstance(target, Fused | Entry) or family.gain_offset or family.skipped_positions:
-                raise ValueError(f"{folder}: {name} is stored in another form than ours; load it, then export")
-            path = _path(target, suffix)
+            if isinstance(target, Fused) or family.model is None:
+                raise ValueError(
+                    f"{folder}: {name} is stored in another form than ours, and {config['model_type']!r} folders are "
+                    "not written; load it and keep the parameters with qjax.io.save"
+                )
+            path = f"{target.path}[{target.number}]" if isinstance(target, Entry) else _path(target, suffix)
             if path in found:
                 raise ValueError(f"{file}: {name} is in another shard too")
             turned = _transposed(family, path, tensor)
-            found[path] = Place(file, name, tensor.shape[::-1] if turned else tensor.shape, tensor.dtype, turned)
-    checked(dict(found), arch)
+            place = Place(file, name, tensor.shape[::-1] if turned else tensor.shape, tensor.dtype, turned)
+            found[path] = place
+            if isinstance(target, Entry):
+                entries.setdefault(target.path, {})[target.number] = place.shape
+            else:
+                whole[path] = place
+    for path, shapes in entries.items():
+        shape = arch.shapes.get(path, (0,))
+        _complete(path, shapes, shape[0])
+        if wrong := [i for i, own in shapes.items() if own != shape[1:]]:
+            raise ValueError(f"{path}[{wrong[0]}] has shape {shapes[wrong[0]]}, the architecture needs {shape[1:]}")
+        whole[path] = jax.ShapeDtypeStruct(shape, np.float32)
+    checked(whole, arch)
     return found
 
 
-def hf_name(path: str) -> str:
-    """Llama's Hugging Face name of one of our parameters.
+def hf_name(path: str, kind: str = "llama") -> str:
+    """The Hugging Face name of one of our parameters, or of a matrix in a leaf of experts, in a family that is written.
 
     >>> hf_name("layers/3/attn/q"), hf_name("embed"), hf_name("layers/0/attn/q_bias")
     ('model.layers.3.self_attn.q_proj.weight', 'model.embed_tokens.weight', 'model.layers.0.self_attn.q_proj.bias')
+    >>> hf_name("layers/0/ffn/experts/gate[3]", "qwen3_moe")
+    'model.layers.0.mlp.experts.3.gate_proj.weight'
     """
-    family, suffix = FAMILIES["llama"], "bias" if path.endswith("_bias") else "weight"
-    own = path.removesuffix("_bias").removesuffix("/scale")
+    family, suffix = FAMILIES[kind], "bias" if path.endswith("_bias") else "weight"
+    leaf, _, number = path.removesuffix("]").partition("[")
+    own = leaf.removesuffix("_bias").removesuffix("/scale")
     names = {ours: theirs for theirs, ours in {**family.outer, **family.modules}.items()}
     if not path.startswith("layers/"):
         return f"{names[own]}.{suffix}"
     _, layer, local = own.split("/", 2)
-    return f"{family.layers}{layer}.{names[local]}.{suffix}"
+    return f"{family.layers}{layer}.{names[local].replace('*', number)}.{suffix}"
 
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -199,9 +219,7 @@ def _parts(stored: Mapping[str, np.ndarray], arch: Architecture) -> Iterator[tup
 
 def _stacked(path: str, matrices: Mapping[int, Any], shape: tuple[int, ...]) -> Any:
     """The leaf [experts, in, out] of matrices by expert: stored floats [out, in], or quantized [in, out]."""
-    if odd := sorted(set(matrices) ^ set(range(shape[0]))):
-        word = "lacks" if odd[0] < shape[0] else "also has"
-        raise ValueError(f"{path} has {shape[0]} experts; the checkpoint {word} {', '.join(map(str, odd[:5]))}")
+    _complete(path, matrices, shape[0])
     ordered = [matrices[i] for i in range(shape[0])]
     if all(isinstance(m, np.ndarray) for m in ordered):
         if wrong := [m.shape for m in ordered if m.shape != shape[:0:-1]]:
@@ -210,17 +228,24 @@ def _stacked(path: str, matrices: Mapping[int, Any], shape: tuple[int, ...]) -> 
         for i, m in enumerate(ordered):
             leaf[i] = m.T
         return jnp.asarray(leaf)
-    if not all(isinstance(m, QArray) and m.meta == ordered[0].meta for m in ordered):
+    if any(isinstance(m, np.ndarray) for m in ordered) or len({jax.tree.structure(m) for m in ordered}) > 1:
         raise ValueError(
-            f"{path}: its experts are quantized in different formats, or with their inputs reordered or rounded, which "
-            "one leaf of them does not hold; load the float checkpoint and quantize that"
+            f"{path}: its experts are quantized in different formats, or some in the order of their inputs and some in "
+            "another, which one leaf of them does not hold; load the float checkpoint and quantize that"
         )
 
     def stack(*parts: Array) -> Array:
         dtype = functools.reduce(jnp.promote_types, (part.dtype for part in parts))  # scales lie in the narrowest
-        return jnp.stack([part.astype(dtype) for part in parts])
+        return jnp.asarray(np.stack([np.asarray(part).astype(dtype, copy=False) for part in parts]))
 
     return jax.tree.map(stack, *ordered)
+
+
+def _complete(path: str, numbers: Iterable[int], count: int) -> None:
+    """ValueError unless the entries of a leaf are those from 0 to count - 1."""
+    if odd := sorted(set(numbers) ^ set(range(count))):
+        word = "lacks" if odd[0] < count else "also has"
+        raise ValueError(f"{path} has {count} experts; the checkpoint {word} {', '.join(map(str, odd[:5]))}")
 
 
 def _float_target(family: Family, folder: Path, name: str, tensor: np.ndarray) -> str | Fused | Entry:
@@ -241,11 +266,18 @@ def _module(name: str) -> tuple[str, str]:
 
 
 def _linear(family: Family, module: str) -> bool:
-    """Whether a module is one that settings call linear: it has a kernel, and is neither a norm nor the embedding."""
+    """Whether a module is one that settings call linear: it has a kernel, and is no norm, embedding or router.
+
+    Runtimes hold a router as floats whatever the settings say; not all writers name it there.
+    """
     target = _target(family, module)
     target = target.path if isinstance(target, Entry) else target
     paths = target.parts if isinstance(target, Fused) else () if target is None else (target,)
-    return any(path == "head" or "/attn/" in path or "/ffn/" in path for path in paths if not path.endswith("norm"))
+    return any(
+        path == "head" or "/attn/" in path or "/ffn/" in path
+        for path in paths
+        if not path.endswith(("norm", "/router"))
+    )
 
 
 def _target(family: Family, module: str) -> str | Fused | Entry | None:

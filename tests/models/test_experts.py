@@ -136,13 +136,6 @@ def test_quantized_experts_compute_what_their_values_do(one_token):
     assert rounded["layers"]["0"]["ffn"]["experts"]["up"].codes.shape == (4, 16, 8)
 
 
-@pytest.mark.parametrize("to", ["compressed-tensors", "gptq", "gguf"])
-def test_containers_refuse_experts_by_name(tmp_path, to, one_token):
-    with pytest.raises(ValueError, match=r"'experts': Experts\(count=4"):
-        qjax.io.export(tmp_path / "out", Decoder(MIXED), one_token[1], to=to)
-    assert not (tmp_path / "out").exists()
-
-
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "rms_norm_eps": 1e-5}
 SIZES |= {"intermediate_size": 8, "num_key_value_heads": 2, "rope_theta": 1000.0, "tie_word_embeddings": True}
 MIXTRAL = {**SIZES, "model_type": "mixtral", "num_local_experts": 4}
@@ -183,8 +176,6 @@ def test_experts_stored_one_by_one_become_one_leaf(tmp_path):
     model, found, _ = load(folder(tmp_path / "model", params, MIXTRAL))
     assert model.arch == dataclasses.replace(MIXED, ffn=8)
     jax.tree.map(np.testing.assert_array_equal, found, params)
-    with pytest.raises(ValueError, match="experts"):
-        qjax.io.convert(tmp_path / "model", tmp_path / "out", "int8", progress=False)
 
 
 def test_quantized_experts_are_read_as_one_leaf_with_their_codes(tmp_path, one_token):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import tokenizers
 
 import qjax
 from qjax.io.inputs import settings, write
-from qjax.models import Architecture, Decoder, Tokenizer, load
+from qjax.models import Architecture, Decoder, Experts, Tokenizer, load
 from qjax.trace.paths import leaves_with_paths, replace_leaves
 
 pytestmark = pytest.mark.oracle
@@ -81,6 +83,45 @@ def test_transformers_gives_our_logits(tmp_path, formats, layout, bound):
     ours = np.asarray(MODEL(values, jnp.asarray(TOKENS)))
     print(f"\n{formats}: relative error at most {error(ours, theirs):.1e} per token")
     assert error(ours, theirs) < bound
+
+
+EXPERTS = Experts(4, 2, 32)
+FAMILIES = {
+    "mistral": {"windows": (5,)},
+    "qwen2": {"qkv_bias": True, "windows": (0, 5)},
+    "qwen3": {"qk_norm": "head"},
+    "olmo2": {"placement": "post", "qk_norm": "width"},
+    "mixtral": {"ffn": 32, "experts": EXPERTS},
+    "qwen2_moe": {"qkv_bias": True, "experts": replace(EXPERTS, shared=64, normalized=False, dense=(1,))},
+    "qwen3_moe": {"qk_norm": "head", "experts": replace(EXPERTS, dense=(0,))},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fmt"),
+    [
+        *((kind, "int4_g32") for kind in FAMILIES),
+        *((kind, "fp8_e4m3") for kind in list(FAMILIES)[4:]),
+        ("mixtral", "int3_g32"),
+    ],
+)
+def test_transformers_opens_the_families_that_we_write(tmp_path, kind, fmt):
+    """Its experts are one parameter of floats; those it decompresses are packed symmetric integers and FP8 alone."""
+    pytest.importorskip("compressed_tensors")
+    from transformers import CompressedTensorsConfig
+
+    model = Decoder(replace(ARCH, **FAMILIES[kind]))
+    params = model.init(jax.random.key(0))
+    leaves = leaves_with_paths(params)
+    kernels = {p: w for p, w in leaves.items() if p.startswith("layers/") and w.ndim > 1 and w.shape[-1] > 4}
+    qs = {p: qjax.quantize(w, fmt, batch_axes=w.ndim - 2) for p, w in kernels.items()}  # no router, no shared gate
+    qparams = replace_leaves(params, qs)
+    qjax.io.export(tmp_path / "m", model, qparams, to="compressed-tensors", tokenizer=WORDS)
+    assert load(tmp_path / "m")[0].arch == model.arch
+    theirs = their_logits(tmp_path / "m", quantization_config=CompressedTensorsConfig(dequantize=True))
+    ours = np.asarray(model(replace_leaves(params, {p: qjax.dequantize(q) for p, q in qs.items()}), TOKENS))
+    print(f"\n{kind} in {fmt}: relative error at most {error(ours, theirs):.1e} per token")
+    assert error(ours, theirs) < 1e-3
 
 
 @pytest.mark.parametrize(
