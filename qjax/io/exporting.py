@@ -137,9 +137,11 @@ def _modules(path: str, leaf: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _expert(leaf: Any, i: int) -> Any:
+    if not is_operator(leaf):
+        return leaf[i]
     if isinstance(leaf, Pre) and not leaf.T.batch_shape:  # the input of all experts is rounded alike
         return Pre(leaf.T, _expert(leaf.op, i))
-    return index(leaf, i) if is_operator(leaf) else leaf[i]
+    return index(leaf, i)
 
 
 class Plan(NamedTuple):
@@ -216,7 +218,7 @@ def _warn_of_fused(leaves: Mapping[str, Any]) -> None:
         for names in FUSED:
             nodes = [leaves.get(f"{layer}/{name}") for name in names]
             scales = [q.scales[0] for q in nodes if isinstance(q, QArray) and q.scales]
-            outer = [np.ravel(scale.scales[0]) for scale in scales if isinstance(scale, QArray)]
+            outer = [np.ravel(np.asarray(scale.scales[0])) for scale in scales if isinstance(scale, QArray)]
             if any(not np.array_equal(outer[0], a) for a in outer[1:]):  # of each expert, where there are experts
                 warnings.warn(
                     f"{layer}: {', '.join(names)} have tensor scales of their own; {FUSES}",
