@@ -10,13 +10,10 @@ faster than memory allows; `cycles` of an `Estimate` must be read together with 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import pathlib
 import re
-import resource
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +21,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from qjax.kernels.aot import child
 from qjax.kernels.aot.chips import Chip
 
 QUIET = {  # none of these chooses the target; without them libtpu asks the network, takes a lock and logs
@@ -67,31 +65,9 @@ def estimate(chip: Chip, f: Callable[..., Any], *shapes: tuple[Sequence[int], An
 
 
 def _in_child(chip: Chip, f: Callable[..., Any], shapes: Sequence[Any], profile: bool) -> Estimate:
-    read, write = os.pipe()
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory() as folder:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # jax warns of forks; there is no backend yet
-            child = os.fork()
-        if child == 0:
-            os.dup2(errors.fileno(), 2)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            try:
-                answer = _compile(chip, f, shapes, pathlib.Path(folder), profile)
-            except Exception as error:
-                answer = Estimate(problem=_short(str(error)))
-            with os.fdopen(write, "w") as pipe:
-                json.dump(answer, pipe)
-            os._exit(0)
-        os.close(write)
-        with os.fdopen(read) as pipe:
-            text = pipe.read()
-        os.waitpid(child, 0)
-        if text:
-            return Estimate(*json.loads(text))
-        errors.seek(0)
-        said = errors.read().decode(errors="replace")
-        fatal = re.search(r"^F\d{4}.*?\] (.*)$", said, re.MULTILINE)
-        return Estimate(problem=f"aborted: {_short(fatal[1] if fatal else said[-300:])}")
+    with tempfile.TemporaryDirectory() as folder:
+        found, problem = child.call(lambda: _compile(chip, f, shapes, pathlib.Path(folder), profile))
+    return Estimate(problem=problem) if found is None else Estimate(*found)
 
 
 def _compile(chip: Chip, f: Callable[..., Any], shapes: Sequence[Any], folder: pathlib.Path, profile: bool) -> Estimate:
@@ -126,7 +102,3 @@ def _utilization(path: pathlib.Path) -> tuple[int, int]:
     column = [slot.strip() for slot in lines[head].split(",")].index("VSTORE:SPILL")
     rows = [line.split() for line in lines[head + 3 :] if re.fullmatch(r"[\d ]+", line)]
     return len(rows), sum(int(row[column]) for row in rows)
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:160]
