@@ -1,9 +1,9 @@
 """Low-bit matmul kernels. On CPU beside the float32 product: interleaved times, speed ratios, temporary memory.
 
 python -m experiments.benchmarks.kernels [--sizes 4096x4096] [--tokens 1 16] [--repeats 15]
-python -m experiments.benchmarks.kernels --aot [--chips v5e v6e 7x] [--sizes 4096x4096] [--tokens 16] [--kernels ...]
+python -m experiments.benchmarks.kernels --aot [--chips v5e v6e 7x H100] [--sizes 4096x4096] [--tokens 16]
 
-With --aot the TPU kernels are compiled for chips that are not here (needs qjax[kernels]; seconds each).
+With --aot the kernels for TPUs and GPUs are compiled for chips that are not here (needs qjax[kernels]; seconds each).
 
 Goal at 4096 x 4096, four-bit weights through the compiled kernel: one token at least 3.5 times as fast as float32 (on
 AVX2 of 128-bit units and a busy machine 2.1 to 3.7 was seen), sixteen at least 1.5 times. The scan over groups, which
@@ -18,14 +18,17 @@ import functools
 import os
 import platform
 import statistics
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 import qjax
-from experiments.benchmarks import kernels_aot
+from experiments.benchmarks import kernels_aot, kernels_sass
 from experiments.benchmarks.timing import seconds
 from qjax import dispatch
+from qjax.kernels.aot import gpu, tpu
 from qjax.kernels.aot.chips import CHIPS
 from qjax.operators.explanation import choices
 from qjax.operators.grouped import NIBBLES
@@ -76,20 +79,39 @@ def runnable(op: Any, tokens: int) -> list[str]:
     return [name for name in ("compiled", "dequantize") if name not in dict(choice.refused)]
 
 
+def compile_for(
+    chips: Sequence[str], sizes: Sequence[str], rows: Sequence[int], kernels: Sequence[str], as_json: bool
+) -> None:
+    """The tables of TPUs and of GPUs, or why there is none; SystemExit where there is neither."""
+    kinds = {"tpu": [c for c in chips if c in CHIPS], "gpu": [c for c in chips if c in kernels_sass.KERNELS]}
+    absent = {k: why for k, why in (("tpu", tpu.missing()), ("gpu", gpu.missing())) if kinds[k] and why is not None}
+    for kind, why in absent.items():
+        print(f"nothing for {', '.join(kinds[kind])}: {why}", file=sys.stderr, flush=True)
+    if kinds["tpu"] and "tpu" not in absent:
+        kernels_aot.print_table(kinds["tpu"], sizes, rows, kernels, as_json)
+    if kinds["gpu"] and "gpu" not in absent:
+        kernels_sass.print_table(kinds["gpu"], sizes, rows, as_json)
+    if all(kind in absent for kind in kinds if kinds[kind]):
+        raise SystemExit(1)
+
+
 def main() -> None:
     """Print a table for every size and number of tokens."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", help="KxN; 4096x4096, with --aot those of the published table")
     parser.add_argument("--tokens", type=int, nargs="+", help="rows of x; 1 16, with --aot 16 512 2048")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--aot", action="store_true", help="compile for TPUs and print estimates")
-    parser.add_argument("--chips", nargs="+", default=["v5e", "v6e", "7x"], choices=list(CHIPS))
-    parser.add_argument("--kernels", nargs="+", default=kernels_aot.KERNELS, choices=kernels_aot.KERNELS)
+    parser.add_argument("--aot", action="store_true", help="compile for chips that are not here")
+    chips = [*CHIPS, *kernels_sass.KERNELS]
+    parser.add_argument("--chips", nargs="+", default=["v5e", "v6e", "7x", "H100"], choices=chips)
+    parser.add_argument(
+        "--kernels", nargs="+", default=kernels_aot.KERNELS, choices=kernels_aot.KERNELS, help="of TPUs"
+    )
     parser.add_argument("--json", action="store_true", help="a record a line")
     arguments = parser.parse_args()
     if arguments.aot:
         sizes, rows = arguments.sizes or kernels_aot.SIZES, arguments.tokens or kernels_aot.ROWS
-        kernels_aot.print_table(arguments.chips, sizes, rows, arguments.kernels, arguments.json)
+        compile_for(arguments.chips, sizes, rows, arguments.kernels, arguments.json)
         return
     where = platform.processor() or platform.machine()
     print(f"jax {jax.__version__}, {jax.default_backend()}, {where}, {os.cpu_count()} cores")

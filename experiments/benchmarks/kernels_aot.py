@@ -64,9 +64,6 @@ def print_table(
     chips: Sequence[str], sizes: Sequence[str], rows: Sequence[int], kernels: Sequence[str], as_json: bool
 ) -> None:
     """One line a kernel: cycles, share of the roofline, speed against bfloat16, bundles and spills; or the reason."""
-    why = tpu.missing()
-    if why is not None:
-        raise SystemExit(why)
     if not as_json:
         versions = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
         print(f"{versions}; static estimates, nothing measured on a chip")

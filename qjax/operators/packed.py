@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from qjax import dispatch
-from qjax.operators import grouped, narrow_codes, nibble_words
+from qjax.operators import grouped, narrow_codes, nibble_words, wgmma_words
 from qjax.operators.implementations import Implementation, Layout, choose
 from qjax.operators.operator import Operator, product
 from qjax.qarray import Grid, QArray
@@ -102,5 +102,6 @@ LAYOUTS: dict[str, Layout] = {
         (nibble_words.NAME, nibble_words.LAYOUT, nibble_words.LAYOUT.implementations),
         (grouped.NIBBLES, grouped.LAYOUT, (nibble_words.ELSEWHERE, *grouped.LAYOUT.implementations)),
         *((name, layout, layout.implementations) for name, layout in narrow_codes.LAYOUTS.items()),
+        (wgmma_words.NAME, wgmma_words.LAYOUT, wgmma_words.LAYOUT.implementations),
     )
 }

@@ -1,4 +1,4 @@
-"""The TPU kernels through the real compiler, where libtpu is: they fit, do not spill, and beat bfloat16's floor."""
+"""Kernels through the real compilers, where their wheels are: they fit, do not spill, and beat a floor or a count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from qjax.kernels.aot import tpu
+from qjax.kernels.aot import gpu, sass, tpu
 from qjax.kernels.aot.chips import CHIPS, roofline
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -29,12 +29,11 @@ def test_without_libtpu_it_says_so():
         tpu.estimate(CHIPS["v5e"], abs)
 
 
-@pytest.mark.skipif(tpu.missing() is not None, reason=str(tpu.missing()))
-def test_decode_kernels_compile_and_beat_the_bfloat16_floor():
-    """In a process of its own: what compiles there must not have run anything under JAX."""
-    command = "-m experiments.benchmarks.kernels --aot --json --tokens 16 --sizes 4096x4096 --chips v5e v6e --kernels"
+def benchmark(*options):
+    """The records of the benchmark, from a process of its own: what compiles must not have run anything under JAX."""
+    command = "-m experiments.benchmarks.kernels --aot --json --sizes 4096x4096 " + options[0]
     done = subprocess.run(
-        [sys.executable, *command.split(), "w4a16 sums", "w8a16 sums"],
+        [sys.executable, *command.split(), *options[1:]],
         cwd=ROOT,
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": "", "XLA_FLAGS": ""},
         capture_output=True,
@@ -42,9 +41,62 @@ def test_decode_kernels_compile_and_beat_the_bfloat16_floor():
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = {(r["chip"], r["kernel"]): r for r in map(json.loads, done.stdout.splitlines())}
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(tpu.missing() is not None, reason=str(tpu.missing()))
+def test_decode_kernels_compile_and_beat_the_bfloat16_floor():
+    records = benchmark("--tokens 16 --chips v5e v6e --kernels", "w4a16 sums", "w8a16 sums")
+    found = {(r["chip"], r["kernel"]): r for r in records}
     assert [key for key, r in found.items() if r["problem"] is not None or r["spills"]] == []
     for (chip, kernel), record in found.items():
         dense = roofline(CHIPS[chip], 2 * 16 * 4096 * 4096, 2 * 4096 * 4096).cycles
         assert record["cycles"] < dense / (2.4 if kernel.startswith("w4") else 1.8)
         assert record["share"] > 0.65
+
+
+@pytest.mark.skipif(gpu.missing() is None, reason="the packages are here")
+def test_without_the_packages_it_says_which():
+    with pytest.raises(RuntimeError, match=r"no .*nvidia.*: install qjax\[kernels\]"):
+        gpu.compiled(gpu.GPUS["H100"], abs)
+
+
+@pytest.mark.skipif(gpu.missing() is not None, reason=str(gpu.missing()))
+def test_hopper_kernels_stay_in_registers_and_half_of_a_plain_conversion():
+    """955 for 128 x 128 weights and 64 rows: a kernel of the plain kind, nibbles converted and scaled one by one."""
+    for record in benchmark("--tokens 16 64 512 --chips H100"):
+        assert record["problem"] is None and record["spills"] == 0 and record["registers"] <= 255
+        assert record["opcode"].startswith("HGMMA.64x")
+        assert record["tile"] <= 955 / 2 * max(1, record["rows"] / 64)
+
+
+LISTING = """
+.text.kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R2], R3 ;
+   -:-:-:Y:05        /*0020*/              @!P0 BRA `(.L_x_0)
+        /*0030*/                   NOP ;
+.L_x_1:
+        /*0040*/                   LOP3.LUT R4, R5, 0xf000f, RZ, 0xc0, !PT ;
+        /*0050*/                   HGMMA.64x64x16.F32.BF16 R24, R88, gdesc[UR8], R24, gsb0 ;
+        /*0060*/               @P0 BRA `(.L_x_3) ;
+        /*0070*/                   STL [R1], R4 ;
+.L_x_2:
+        /*0080*/                   BRA.U !UP0, `(.L_x_1) ;
+        /*0090*/                   EXIT ;
+.L_x_3:
+        /*00a0*/                   FFMA R4, R4, R5, R6 ;
+        /*00b0*/                   BRA `(.L_x_2) ;
+.L_x_4:
+        /*00c0*/                   BRA `(.L_x_4) ;
+"""
+
+
+def test_main_loop_is_what_multiplies_with_its_parts_out_of_line():
+    code, labels = sass.parse(LISTING)
+    loop = sass.main_loop(code, labels)
+    assert sorted(op.split(".")[0] for op in loop) == ["BRA", "BRA", "BRA", "FFMA", "HGMMA", "LOP3", "STL"]
+    assert sass.products(loop) == ["HGMMA.64x64x16.F32.BF16"] and sass.spills(code) == 1
+    straight, nowhere = sass.parse(LISTING[: LISTING.index(".L_x_0")])
+    assert sass.main_loop(straight, nowhere) == [] and len(straight) == 1

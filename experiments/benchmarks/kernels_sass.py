@@ -1,0 +1,71 @@
+"""Kernels compiled for GPUs that are not here: registers, spills, the main loop's instructions and its matrix opcode.
+
+Counts of instructions, not times; none was checked on a chip.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qjax.kernels.aot import gpu
+from qjax.kernels.gpu import group_scaled
+
+KERNELS = {"H100": ("w4a16 wgmma",)}
+SHAPE = re.compile(r"\.(\d+)x(\d+)x(\d+)")  # outputs, rows of x and depth of one WGMMA, in its opcode
+
+
+def build(M: int, K: int, N: int) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
+    """The function to compile and its arguments' (shape, dtype)."""
+    group = 128 if K % 128 == 0 else 64
+    step = group_scaled.depth(group)
+    f = functools.partial(group_scaled.matmul, tiling=group_scaled.tiles(M, K, N, group))
+    words, scale = ((K // step, N, step // group_scaled.LANES), jnp.int32), ((K // group, N), jnp.float32)
+    return f, [((M, K), jnp.bfloat16), words, scale]
+
+
+def print_table(chips: Sequence[str], sizes: Sequence[str], rows: Sequence[int], as_json: bool) -> None:
+    """One line a kernel, chip and shape, or the reason why it did not compile."""
+    if not as_json:
+        versions = f"jax {jax.__version__}, nvcc {metadata.version('nvidia-cuda-nvcc')}"
+        print(f"{versions}; what the compiler made, nothing measured on a chip")
+    for chip in chips:
+        for kernel in KERNELS[chip]:
+            for size in sizes:
+                K, N = map(int, size.split("x"))
+                for M in rows:
+                    print_shape(chip, kernel, M, K, N, as_json)
+
+
+def tile(found: gpu.Code) -> dict[str, int]:
+    """The main loop's instructions for 128 x 128 weights, and the rows of x that share them."""
+    shape = SHAPE.search(found.opcode or "")
+    if shape is None:
+        return {}
+    outputs, rows, depth = map(int, shape.groups())
+    return {"tile": round(found.instructions * 128 * 128 / (outputs * depth * found.products)), "rows": rows}
+
+
+def print_shape(chip: str, kernel: str, M: int, K: int, N: int, as_json: bool) -> None:
+    """The kernel at one shape; its main loop also for a tile of 128 x 128 weights, the unit of comparison."""
+    f, arguments = build(M, K, N)
+    found = gpu.compiled(gpu.GPUS[chip], f, *arguments)
+    record = {"chip": chip, "kernel": kernel, "shape": [M, K, N]} | found._asdict() | tile(found)
+    if as_json:
+        print(json.dumps(record), flush=True)
+    elif found.problem is not None:
+        print(f"  {chip} {kernel} [{M}, {K}] @ [{K}, {N}]: not compiled: {found.problem}", flush=True)
+    else:
+        per = f" ({record['tile']} for 128 x 128 weights and {record['rows']} rows)" if "tile" in record else ""
+        print(
+            f"  {chip} {kernel} [{M}, {K}] @ [{K}, {N}]: {found.registers} registers, {found.spills} spills, main loop"
+            f" {found.instructions} instructions{per}, {found.products} {found.opcode}",
+            flush=True,
+        )
