@@ -8,7 +8,7 @@ Paper: PrefixQuant (Chen et al. 2024, arXiv:2410.05265): "static quantization be
 Expected: static without a prefix fails, as SmolLM2-135M has activations up to 25,900 at the first token of a window;
 the prefix repairs it. That static then beats dynamic a token is a claim about larger models.
 
-Cost: not measured yet; an estimate from one row of about a minute is 25 minutes and 5 GB on 2 cores.
+Cost: 30 minutes and 5 GB on 2 cores with other work beside it.
 
     python -m experiments.run --config=configs/claims/static_prefix.py
 """

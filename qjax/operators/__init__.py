@@ -39,6 +39,7 @@ from qjax.operators.maps.residual_channels import ResidualChannels as ResidualCh
 from qjax.operators.maps.runtime_smooth import RuntimeSmooth as RuntimeSmooth
 from qjax.operators.maps.shift import Identity as Identity
 from qjax.operators.maps.shift import Shift as Shift
+from qjax.operators.maps.token_adaptive import TokenAdaptive as TokenAdaptive
 from qjax.operators.operator import Map as Map
 from qjax.operators.operator import NotAffine as NotAffine
 from qjax.operators.operator import NotInvertible as NotInvertible

@@ -72,6 +72,7 @@ from qjax.recipes.son2024_cushioncache import cushioncache
 from qjax.recipes.sun2024_flatquant import flatquant
 from qjax.recipes.sun2024_massive_activations import pinned_massive
 from qjax.recipes.tan2024_mobilequant import mobilequant
+from qjax.recipes.token_adaptive import token_adaptive
 from qjax.recipes.trukhanov2024_sorted_keys import sorted_keys
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.wang2024_bitstack import bitstack
@@ -182,6 +183,7 @@ __all__ = [
     "super_weights",
     "teq",
     "tesseraq",
+    "token_adaptive",
     "twn",
     "unsloth_dynamic",
     "w4a4",

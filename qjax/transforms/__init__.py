@@ -1,6 +1,7 @@
 """Methods as transforms: the contract, its combinators, the engine that runs a chain, and the transforms themselves."""
 
 from qjax.transforms.activations import act_quantize as act_quantize
+from qjax.transforms.activations import token_adaptive as token_adaptive
 from qjax.transforms.allocating import budget as budget
 from qjax.transforms.augmenting import residual_channels as residual_channels
 from qjax.transforms.balancing import balance_outliers as balance_outliers

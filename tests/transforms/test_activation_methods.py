@@ -275,6 +275,8 @@ BAD = {
     "one scale a token": lambda: transforms.runtime_smooth("int4_g16"),
     "a share of 0 of": lambda: transforms.residual_channels(share=0),
     "8 channels are no whole blocks of nvfp4": lambda: transforms.residual_channels(channels=8),
+    "scales of int8_tensor span tokens": lambda: transforms.token_adaptive("int4", "int8_tensor"),
+    "every token has at least 1": lambda: transforms.token_adaptive(crest=0.5),
     "80 channels twice, but it reads 64": lambda: run(recipes.arcquant(channels=80), *outlying()),
     "not 'network'": lambda: recipes.weights_and_inputs(rotation="network", smoothing=0.5),
     "blocks of 16 do not divide its 10": lambda: run(
@@ -313,6 +315,16 @@ def test_inputs_that_are_shared_share_their_rotation():
     p, x = {"q": draw.normal(1, K, N), "k": draw.normal(2, K, N)}, outlying()[1]
     turned, _ = run(qjax.rotate_inputs(), p, x, two)
     assert (turned["q"].T.signs == turned["k"].T.signs).all() and turned["q"].T.size == K
+
+
+def test_tokens_with_outliers_are_rounded_wide():
+    p, x = {"w": draw.normal(1, K, N)}, draw.normal(2, 6, K).at[1, 5].set(40.0).at[4, 9].set(-60.0)
+    q, report = run(qjax.chain(transforms.token_adaptive("int4", "int8", crest=5.0)), p, x)
+    narrow, wide = (qjax.fake_quantize(x, f, axis=-1) for f in ("int4", "int8"))
+    want = narrow.at[jnp.array([1, 4])].set(wide[jnp.array([1, 4])])
+    np.testing.assert_allclose(qjax.quantized(linear, strict=True)(q, x), want @ p["w"], rtol=1e-5, atol=1e-4)
+    assert report.rows[0]["format"] == "input int4, int8 from crest 5"
+    assert [t.name.split()[0] for t in recipes.token_adaptive()] == ["rtn", "token_adaptive"]
 
 
 def test_weights_and_inputs_says_what_is_rounded_and_what_turns():
