@@ -72,13 +72,13 @@ from qjax.recipes.son2024_cushioncache import cushioncache
 from qjax.recipes.sun2024_flatquant import flatquant
 from qjax.recipes.sun2024_massive_activations import pinned_massive
 from qjax.recipes.tan2024_mobilequant import mobilequant
-from qjax.recipes.token_adaptive import token_adaptive
 from qjax.recipes.trukhanov2024_sorted_keys import sorted_keys
 from qjax.recipes.unsloth2024_dynamic import unsloth_dynamic
 from qjax.recipes.wang2024_bitstack import bitstack
 from qjax.recipes.wang2024_outliertune import outliertune
 from qjax.recipes.wei2022_outlier_suppression import outlier_suppression
 from qjax.recipes.wei2023_outlier_suppression_plus import outlier_suppression_plus
+from qjax.recipes.wide_tokens import token_adaptive
 from qjax.recipes.wu2020_int8 import int8_workflow
 from qjax.recipes.wu2023_zeroquant_fp import zeroquant_fp
 from qjax.recipes.xiao2022_smoothquant import smoothquant
