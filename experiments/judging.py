@@ -36,12 +36,13 @@ def place(measure: str, larger: str, smaller: str, found: Sequence[Mapping[str, 
     ('kurtosis of a', -1.5, 2)
     """
     names = f"{measure} of {larger}", f"{measure} of {smaller}"
+    says = f"{measure} larger: {larger} than {smaller}"
     effects, signs = [], []
     for values in found:
         large, small = (np.asarray(values[name], np.float64) for name in names)
         effects.append(float(np.mean(np.log(small / large))))
         signs.append(evaluate.sign_test(*({str(i): float(v) for i, v in enumerate(side)} for side in (small, large))))
-    return _claim(*names, effects, signs)
+    return _claim(*names, effects, signs) | {"says": says}
 
 
 def relation(cause: str, effect: str, found: Sequence[Sequence[Entry]]) -> dict[str, Any]:
@@ -51,21 +52,28 @@ def relation(cause: str, effect: str, found: Sequence[Sequence[Entry]]) -> dict[
     """
     effects = []
     for entries in found:
-        if effect == "perplexity":
-            points = [
-                (float(np.mean([x[cause] for x in entry["inputs"].values()])), entry["metrics"]["perplexity"])
-                for entry in entries
-            ]
-        else:
-            points = [
-                (entry["inputs"][path][cause], error)
-                for entry in entries
-                for path, error in output_errors(entry["leaves"]).items()
-                if path in entry["inputs"]
-            ]
-        ranks = scipy.stats.rankdata(points, axis=0)
-        effects.append(-float(np.corrcoef(ranks, rowvar=False)[0, 1]))
-    return _claim(f"rank correlation of {cause}", effect, effects, [])
+        parts = [points(cause, effect, entry) for entry in entries]
+        ranks = [scipy.stats.rankdata(np.concatenate(side)) for side in zip(*parts, strict=True)]
+        effects.append(-float(np.corrcoef(*ranks)[0, 1]))
+    return _claim(f"rank correlation of {cause}", effect, effects, []) | {"says": f"{cause} grows with {effect}"}
+
+
+def points(cause: str, effect: str, entry: Entry) -> tuple[list[float], list[float]]:
+    """The causes and the effects of one row: a pair for each matrix, or a single one for a row's perplexity."""
+    inputs = entry["inputs"]
+    if effect == "perplexity":
+        return [float(np.mean([x[cause] for x in inputs.values()]))], [entry["metrics"]["perplexity"]]
+    errors = {path: error for path, error in output_errors(entry["leaves"]).items() if path in inputs}
+    return [inputs[path][cause] for path in errors], list(errors.values())
+
+
+def sentence(claim: Entry) -> str:
+    """What a claim says, for people.
+
+    >>> sentence({"better": "gptq", "worse": "rtn", "verdict": "undecided"})
+    'gptq better than rtn'
+    """
+    return claim.get("says", f"{claim['better']} better than {claim['worse']}")
 
 
 def output_errors(leaves: Sequence[Entry]) -> dict[str, float]:

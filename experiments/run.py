@@ -36,11 +36,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def claim_line(claim: dict[str, Any]) -> str:
     """One judged claim as a sentence."""
-    head = f"{claim['better']} better than {claim['worse']}: {claim['verdict']}"
+    from experiments.judging import sentence
+
+    head = f"{sentence(claim)}: {claim['verdict']}"
     if "mean" not in claim:
         return f"{head} ({claim['reason']})"
     interval = "" if claim["low"] is None else f", 95 % interval {claim['low']:+.4f} to {claim['high']:+.4f}"
-    return f"{head} (mean log ratio {claim['mean']:+.4f}{interval}, {claim['replicates']} replicates)"
+    return f"{head} (mean effect {claim['mean']:+.4f}{interval}, {claim['replicates']} replicates)"
 
 
 def about(path: str) -> str:

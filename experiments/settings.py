@@ -14,8 +14,6 @@ from typing import Any
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from experiments.places import MEASURES, PLACES
-
 PARTS = ("calibration", "development", "report")
 CAUSES = ("crest", "kurtosis", "flatness", "zeros")
 EFFECTS = ("output error", "perplexity")
@@ -97,6 +95,8 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
         if not isinstance(claim, list) or len(claim) != 2:
             raise ValueError(f"config.claims holds {claim!r}; a claim is a pair of row names (better, worse)")
     for place in values["places"]:
+        from experiments.places import MEASURES, PLACES  # imports jax, which a config's other fields can do without
+
         if not _names(place, MEASURES, PLACES, PLACES):
             raise ValueError(
                 f"config.places holds {place!r}; give (measure, larger, smaller): {', '.join(MEASURES)} of "

@@ -1,7 +1,8 @@
 """Down projections read the sharpest inputs, gains sharpen, keys and queries peak where RoPE turns slowly.
 
 Quantities of the float model's activations over its layers, on a calibration batch of each replicate; then the model
-without its seven outlier features, or without seven random ones (catalogue T3, T7, T10, T11).
+without its outlier features (three channels reach 6 where the papers' models have up to seven), or without three random
+ones (catalogue T3, T7, T10, T11).
 
 Paper: LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339) on features; Outlier Suppression (Wei et al. 2022,
 arXiv:2209.13325) on gains; massive values in queries and keys, which values do not have (Jin et al. 2025,
@@ -25,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults("where_outliers_sit")
     config.replicates = 5
     config.update({"evaluation": {"windows": 16}})
-    config.extra = {"without_features": {"by": ("outliers", "random")}}
+    config.extra = {"without_features": {"by": ("outliers", "random"), "count": 3}}
     config.claims = (("without_features random", "without_features outliers"),)
     sharpest = "down projection input"
     config.places = (

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import judging
 from experiments.report.load import Run
 
 NUMBERS = ("bpw", "bpw_model", "bytes", "perplexity", "kl_mean", "kl_p99", "top1_flip")
@@ -88,6 +89,23 @@ def input_ratios(run: Run) -> list[dict[str, Any]]:
     }
     order = dict.fromkeys(row["name"] for row in run.rows)
     return [{"name": name, "ratios": ratios[name]} for name in order if name in ratios]
+
+
+def related(run: Run) -> list[dict[str, Any]]:
+    """Of each relation of the config, its points in the first replicate: [{cause, effect, points: [(row, x, y)]}].
+
+    x and y are lists, one number a matrix, or a single one where the effect is the row's own.
+    """
+    order = list(dict.fromkeys(row["name"] for row in run.rows if row["name"] != "float"))
+    return [
+        {
+            "cause": cause,
+            "effect": effect,
+            "points": [(name, *judging.points(cause, effect, run.entries[0, name])) for name in order],
+        }
+        for cause, effect in run.config.get("relations", ())
+        if order
+    ]
 
 
 def samples(run: Run) -> list[dict[str, Any]]:

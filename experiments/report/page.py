@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from experiments import judging
 from experiments.report import facts, pictures
 from experiments.report.load import Run
 from experiments.report.template import fill
@@ -32,9 +33,10 @@ def study(run: Run) -> dict[str, Any]:
         "records": [r | {"share": (r["cost"] or 0.0) / worst if worst > 0 else 0.0} for r in records],
         "colours": {m: pictures.colour(m, methods) for m in dict.fromkeys(methods)},
         "replicates": run.provenance["replicates"],
-        "claims": run.claims,
+        "claims": [c | {"sentence": judging.sentence(c)} for c in run.claims],
         "bits": pictures.perplexity_against_bits(records),
         "forest": pictures.claims(run.claims),
+        "relations": pictures.relations(facts.related(run)),
         "layers": pictures.error_by_layer(reports),
         "matrices": pictures.error_of_each_matrix(reports),
         "weights": pictures.weight_outliers(run.outliers),

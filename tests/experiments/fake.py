@@ -74,7 +74,11 @@ def fake_run(root: Path, study: str = "quickstart", replicates: int = 1, layers:
             if not seed:
                 spread = 3000 if method == "float" else 30
                 entry["inputs"] = {
-                    f"layers/{i}/{role}": {"largest": spread * (1 + i), "median": 0.5 + ("o" in role)}
+                    f"layers/{i}/{role}": {
+                        "largest": spread * (1 + i),
+                        "median": 0.5 + ("o" in role),
+                        "crest": 3.0 + error * i,
+                    }
                     for i in range(layers)
                     for role in ROLES
                 }
@@ -92,7 +96,10 @@ def fake_run(root: Path, study: str = "quickstart", replicates: int = 1, layers:
     missing = {"better": "mxfp4", "worse": "rtn int4_g64", "verdict": "not judged", "reason": "no row 'mxfp4'"}
     good = judged("gptq int3_g64_affine", "rtn int3_g64_affine", [-0.41, -0.43, -0.42], 208)
     open_question = judged("rtn mxfp4", "rtn int4_g64", [0.1, 0.05, 0.2], 100)
-    claims = [good, missing, open_question] if replicates > 1 else []
+    together = judged("rank correlation of crest", "output error", [-0.9, -0.8, -0.85], 0) | {"matrices": []}
+    del together["bpw_difference"]
+    together |= {"says": "crest grows with output error"}
+    claims = [good, missing, open_question, together] if replicates > 1 else []
     outliers = {}
     for i in range(layers):
         shared = rng.lognormal(0, 0.5, width).astype(np.float32)
@@ -107,7 +114,16 @@ def fake_run(root: Path, study: str = "quickstart", replicates: int = 1, layers:
                 [rms * (6 + 4 * rng.random()), rms, 3 + 4 * rng.random()], np.float32
             )
     store.write_arrays(folder / "outliers.npz", outliers)
-    store.write_json(folder / "config.json", {"study": study, "model": None, "replicates": replicates, "seed": 0})
+    store.write_json(
+        folder / "config.json",
+        {
+            "study": study,
+            "model": None,
+            "replicates": replicates,
+            "seed": 0,
+            "relations": [["crest", "output error"], ["crest", "perplexity"]],
+        },
+    )
     provenance = {
         "study": study, "seed": 0, "replicates": replicates,
         "data": {"name": "pydoc_data.topics (python 3.11.2)", "sha256": "71f2ff5d" * 8},
