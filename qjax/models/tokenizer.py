@@ -13,15 +13,17 @@ import tokenizers
 from gguf import GGUFReader, GGUFWriter
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
+from qjax.models import sentencepiece
 from qjax.models.gguf import metadata
+from qjax.models.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Names of `words` that are written.
+SPLITTERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
-# GGUF token types (the `tokenizer.ggml.token_type` array).
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -56,59 +58,75 @@ class Tokenizer:
 
 
 def from_gguf(reader: GGUFReader) -> Tokenizer:
-    """The byte-level BPE stored in a GGUF file.
+    """The tokenizer stored in a GGUF file: byte-level BPE, or SentencePiece's.
 
     Raises:
-        ValueError: if the file holds another kind of tokenizer, or a word splitter unknown here.
+        ValueError: if the file holds another kind of tokenizer, a word splitter unknown here, or lacks a part of one.
     """
-    kind, splitter = metadata(reader, "tokenizer.ggml.model"), metadata(reader, "tokenizer.ggml.pre", "default")
-    if kind != "gpt2":
-        raise ValueError(f"the GGUF file's tokenizer is {kind!r}; only byte-level BPE ('gpt2') can be read")
-    tokens: list[str] = metadata(reader, "tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata(reader, "tokenizer.ggml.merges")]
+    kind = metadata(reader, "tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise ValueError(
+            f"the GGUF file's tokenizer is {kind!r}; those that can be read are byte-level BPE ('gpt2') and "
+            "SentencePiece's ('llama')"
+        )
+
+    def need(key: str) -> Any:
+        if (value := metadata(reader, f"tokenizer.ggml.{key}")) is None:
+            raise ValueError(f"the GGUF file lacks the key 'tokenizer.ggml.{key}' of its {kind!r} tokenizer")
+        return value
+
+    tokens: list[str] = need("tokens")
+    types = metadata(reader, "tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    pieces = kind == "llama"
+    if pieces:
+        prefix = bool(metadata(reader, "tokenizer.ggml.add_space_prefix", True))
+        name = str(metadata(reader, "general.name", ""))
+        backend = sentencepiece.build(tokens, need("scores"), types, prefix=prefix, name=name)
+    else:
+        backend = _byte_level(tokens, types, need("merges"), metadata(reader, "tokenizer.ggml.pre", "default"))
+    # Without a key, SentencePiece's tokenizers have a start token, and it is the second.
+    bos, eos, pad = (
+        metadata(reader, f"tokenizer.ggml.{name}_token_id", usual if pieces else None)
+        for name, usual in (("bos", 1), ("eos", 2), ("padding", None))
+    )
+    if metadata(reader, "tokenizer.ggml.add_bos_token", pieces) and bos is not None:
+        start = tokens[bos]
+        backend.post_processor = processors.TemplateProcessing(single=f"{start} $A", special_tokens=[(start, bos)])
+    return Tokenizer(backend, bos, eos, pad)
+
+
+def _byte_level(tokens: list[str], types: list[int], merges: list[str], splitter: str) -> tokenizers.Tokenizer:
     vocab = {token: i for i, token in enumerate(tokens)}
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     # llama.cpp takes a word that is a token as it is for Llama 3, whatever the merges say.
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=splitter == "llama-bpe"))
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=splitter == "llama-bpe"))
     backend.pre_tokenizer = words(splitter)
     backend.decoder = decoders.ByteLevel()
-    types = metadata(reader, "tokenizer.ggml.token_type", [1] * len(tokens))
     # Matched in the text before words are split, in the order of their ids.
     backend.add_special_tokens(
         [AddedToken(t, special=True) for t, k in zip(tokens, types, strict=True) if k == CONTROL]
     )
     backend.add_tokens([AddedToken(t) for t, k in zip(tokens, types, strict=True) if k == USER_DEFINED])
-    bos = metadata(reader, "tokenizer.ggml.bos_token_id")
-    if metadata(reader, "tokenizer.ggml.add_bos_token", False) and bos is not None:
-        start = tokens[bos]
-        backend.post_processor = processors.TemplateProcessing(single=f"{start} $A", special_tokens=[(start, bos)])
-    ids = (bos, metadata(reader, "tokenizer.ggml.eos_token_id"), metadata(reader, "tokenizer.ggml.padding_token_id"))
-    return Tokenizer(backend, *ids)
+    return backend
 
 
 def write_gguf(tokenizer: Tokenizer, writer: GGUFWriter, vocab: int) -> None:
     """The metadata from which `from_gguf` makes the tokenizer again; ids up to `vocab` without a token are unused.
 
     Raises:
-        ValueError: not a byte-level BPE, words cut as no name of llama.cpp says, or more tokens than `vocab`.
+        ValueError: neither a byte-level BPE with words cut as a name of llama.cpp says nor SentencePiece's, or more
+            tokens than `vocab`.
     """
     record = json.loads(tokenizer.backend.to_str())
-    splitters = ("gpt-2", "smollm", "llama-bpe", "qwen2")
-    known = [name for name in splitters if _record(words(name)) == record["pre_tokenizer"]]
-    if record["model"]["type"] != "BPE" or not known:
-        raise ValueError(
-            f"a GGUF file holds byte-level BPE with words cut as in {', '.join(splitters)}; this tokenizer is "
-            f"{record['model']['type']} with another rule; export without tokenizer="
-        )
     ids = {i: token for token, i in tokenizer.backend.get_vocab().items()}
     if max(ids) >= vocab:
         raise ValueError(f"the tokenizer has an id {max(ids)}, the model a vocabulary of {vocab}")
-    added = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in record["added_tokens"]}
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(known[0])
-    writer.add_token_list([ids.get(i, f"[PAD{i}]") for i in range(vocab)])
-    writer.add_token_types([added.get(i, NORMAL) if i in ids else UNUSED for i in range(vocab)])
-    merges = record["model"]["merges"]
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    tokens = [ids.get(i) for i in range(vocab)]
+    if not (_write_byte_level(record, tokens, writer) or sentencepiece.write(record, tokens, writer)):
+        raise ValueError(
+            f"a GGUF file holds byte-level BPE with words cut as in {', '.join(SPLITTERS)}, or SentencePiece's BPE; "
+            f"this tokenizer is {record['model']['type']} with other rules; export without tokenizer="
+        )
     for i, add in (
         (tokenizer.bos, writer.add_bos_token_id),
         (tokenizer.eos, writer.add_eos_token_id),
@@ -117,6 +135,21 @@ def write_gguf(tokenizer: Tokenizer, writer: GGUFWriter, vocab: int) -> None:
         if i is not None:
             add(i)
     writer.add_add_bos_token(tokenizer.bos is not None and tokenizer.encode("").tolist() == [tokenizer.bos])
+
+
+def _write_byte_level(record: dict[str, Any], tokens: list[str | None], writer: GGUFWriter) -> bool:
+    """Tokens and merges of a tokenizer's JSON `record`, if a name in `SPLITTERS` says how it cuts words."""
+    known = [name for name in SPLITTERS if _record(words(name)) == record["pre_tokenizer"]]
+    if record["model"]["type"] != "BPE" or not known:
+        return False
+    added = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in record["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(known[0])
+    writer.add_token_list([f"[PAD{i}]" if token is None else token for i, token in enumerate(tokens)])
+    writer.add_token_types([UNUSED if token is None else added.get(i, NORMAL) for i, token in enumerate(tokens)])
+    merges = record["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    return True
 
 
 def _record(splitter: pre_tokenizers.PreTokenizer) -> dict[str, Any]:
