@@ -1,12 +1,13 @@
-"""GGUF: a Llama-family model in one file for llama.cpp, its matrices in ggml's block types (catalogue U1, U2, U4).
+"""GGUF: a model in one file for llama.cpp, its matrices in ggml's block types (catalogue U1, U2, U4).
 
-Names, metadata and the order of the rows of q and k as in llama.cpp's convert_hf_to_gguf.py. `qjax.models.load` reads
-the file back, with quantized=True block by block.
+Names, metadata, fused tensors and the order of the rows of q and k as llama.cpp's converter writes them, for the
+architectures in `qjax.models.gguf_families`. `qjax.models.load` reads the file, with quantized=True block by block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,55 +23,50 @@ from qjax.formats.integer import Int
 from qjax.io.exact import exactly
 from qjax.io.layout import as_leaf
 from qjax.models.architecture import Architecture
-from qjax.models.gguf import GLOBAL, LAYER, ROPE_FACTORS
+from qjax.models.gguf_families import KINDS, Kind, family_of, metadata_of, name_of, neighbours, paths_of
 from qjax.models.tokenizer import Tokenizer, write_gguf
 from qjax.qarray import QArray
 
-TO_GGUF = {ours: theirs for theirs, ours in (LAYER | GLOBAL).items()}
 BLOCK, ALIKE = 32, {(4, True, None), (5, True, None), (8, True, None), (4, False, "minimum"), (5, False, "minimum")}
 """Bits, sign and offset of the types that formats of ours, with scales in bfloat16 or float32, have equals among."""
+
+ADD: Mapping[type, Callable[..., None]] = {
+    int: GGUFWriter.add_uint32,
+    float: GGUFWriter.add_float32,
+    str: GGUFWriter.add_string,
+}
 
 
 def write(file: Path, arch: Architecture, leaves: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
     """The file of a model's parameters by path, arrays or quantized.
 
     Raises:
-        ValueError: an architecture that is no Llama's; a parameter that llama.cpp has no tensor or block type for; each
-            named, with the remedy.
+        ValueError: an architecture that is not among them; a parameter for which there is no block type; parts of one
+            tensor in several types; each named, with the remedy.
     """
-    if arch.beyond_llama:
-        raise ValueError(f"this writer knows Llama-family models only, and this one has {arch.beyond_llama}")
-    if arch.ffn_bias:
-        raise ValueError("layers/0/ffn/gate_bias: this writer has no GGUF name for biases of the feed-forward part")
-    writer = GGUFWriter(str(file), "llama")
-    writer.add_block_count(arch.layers)
-    writer.add_context_length(arch.context)
-    writer.add_embedding_length(arch.width)
-    writer.add_feed_forward_length(arch.ffn)
-    writer.add_head_count(arch.heads)
-    writer.add_head_count_kv(arch.kv_heads)
-    writer.add_key_length(arch.head_dim)
-    writer.add_value_length(arch.head_dim)
-    writer.add_rope_dimension_count(arch.head_dim)
-    writer.add_rope_freq_base(arch.theta)
-    writer.add_layer_norm_rms_eps(arch.eps)
-    writer.add_vocab_size(arch.vocab)
+    family = family_of(arch)
+    if family == "phi3" and any(0 < window < arch.context for window in arch.windows):
+        warnings.warn(
+            f"windows of {arch.windows} tokens are in the file, and llama.cpp attends to all tokens in phi3 models "
+            "(ggml-org/llama.cpp#13676): longer texts get other logits there",
+            stacklevel=3,
+        )
+    kind, (metadata, divisors) = KINDS[family], metadata_of(family, arch)
+    writer = GGUFWriter(str(file), family)
+    for key, value in metadata.items():
+        ADD[type(value)](writer, f"{family}.{key}", value)
     writer.add_quantization_version(2)
     if tokenizer is None:
         writer.add_tokenizer_model("none")
     else:
         write_gguf(tokenizer, writer, arch.vocab)
-    if arch.rope_factors is not None:
-        writer.add_tensor(ROPE_FACTORS, np.asarray(arch.rope_factors, np.float32))
-    for path, node in leaves.items():
-        if is_operator(node):
-            rows, kind = blocks(path, node)
-        else:
-            rows, kind = _floats(path, node)
-        # llama.cpp's RoPE turns neighbours, ours i and i + head_dim / 2.
-        if path.rpartition("/")[2].removesuffix("_bias") in ("q", "k"):
-            rows = rows.reshape(-1, 2, arch.head_dim // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-        writer.add_tensor(_name(path), np.ascontiguousarray(rows), raw_dtype=kind)
+    for name, values in divisors.items():
+        writer.add_tensor(name, np.asarray(values, np.float32))
+    for name in dict.fromkeys(name_of(kind, path) for path in leaves):
+        assert name is not None  # the parameters are those of the architecture, which is one of this family
+        parts = {path: _rows(arch, kind, path, leaves[path]) for path in paths_of(kind, name) or ()}
+        rows, stored = _side_by_side(name, parts)
+        writer.add_tensor(name, rows, raw_dtype=stored)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -79,15 +75,40 @@ def write(file: Path, arch: Architecture, leaves: Mapping[str, Any], tokenizer: 
         writer.close()
 
 
+def _rows(arch: Architecture, kind: Kind, path: str, node: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
+    """A parameter's rows, numbers or bytes, in the order of the file, and their type."""
+    rows, stored = blocks(path, node) if is_operator(node) else _floats(path, node)
+    # llama.cpp's RoPE turns neighbours, ours i and i + n.
+    if kind.neighbours and path.rpartition("/")[2].removesuffix("_bias") in ("q", "k"):
+        theirs = np.argsort(neighbours(arch))
+        rows = rows.reshape(-1, arch.head_dim, *rows.shape[1:])[:, theirs].reshape(rows.shape)
+    return rows, stored
+
+
+def _side_by_side(
+    name: str, parts: Mapping[str, tuple[np.ndarray, GGMLQuantizationType]]
+) -> tuple[np.ndarray, GGMLQuantizationType]:
+    """One tensor of several parameters' rows, which have to be of one type."""
+    types = {path: stored for path, (_, stored) in parts.items()}
+    if len(set(types.values())) > 1:
+        what = ", ".join(f"{path} in {stored.name}" for path, stored in types.items())
+        raise ValueError(f"{what}: they are one tensor of a GGUF file, {name}; quantize them to one type")
+    rows = [rows for rows, _ in parts.values()]
+    whole = rows[0] if len(rows) == 1 else np.concatenate(rows, axis=0 if rows[0].ndim == 1 else -2)
+    return np.ascontiguousarray(whole), next(iter(types.values()))
+
+
 def blocks(path: str, node: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
-    """A quantized matrix as rows of bytes, one an output, and the type of its blocks.
+    """A quantized matrix, or stack of experts', as rows of bytes, one an output, and the type of its blocks.
 
     A format of ours counts as the type that has its codes and blocks if float16 holds its scales and minima exactly.
 
     Raises:
         ValueError: no type holds it; names the path and the types.
     """
-    leaf = as_leaf(path, node)
+    if path.endswith("/shared_gate"):
+        raise ValueError(f"{path}: llama.cpp keeps this vector in float32; leave it float (qjax.dense)")
+    leaf = as_leaf(path, node, stacked=True)
     if leaf.order is not None or leaf.rounding is not None:
         raise ValueError(f"{path}: GGUF keeps neither reordered inputs nor their rounding; quantize the weight alone")
     q = leaf.q
@@ -126,16 +147,9 @@ def _floats(path: str, w: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
     array = np.asarray(w)
     if array.dtype.name not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"{path} is {array.dtype.name}; parameters are float32, float16, bfloat16 or quantized")
-    if array.ndim == 1:
-        return array.astype(np.float32), GGMLQuantizationType.F32
-    array = np.ascontiguousarray(array if path == "embed" else array.T)
+    if array.ndim == 1 or path.endswith("/shared_gate"):
+        return array.astype(np.float32).reshape(-1), GGMLQuantizationType.F32
+    array = np.ascontiguousarray(array if path == "embed" else np.swapaxes(array, -1, -2))
     if array.dtype.name == "bfloat16":  # numpy has no such type: its bytes
         return array.view(np.uint8), GGMLQuantizationType.BF16
     return array, GGMLQuantizationType.F32 if array.dtype.itemsize == 4 else GGMLQuantizationType.F16
-
-
-def _name(path: str) -> str:
-    if not path.startswith("layers/"):
-        return TO_GGUF[path]
-    _, layer, local = path.split("/", 2)
-    return f"blk.{layer}.{TO_GGUF[local]}"

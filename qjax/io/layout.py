@@ -116,8 +116,10 @@ def strategy(block: tuple[int, ...]) -> Strategy | None:
     return None if FULL in block else "group" if block[1] == 1 else "block"
 
 
-def as_leaf(path: str, node: Any) -> Leaf:
+def as_leaf(path: str, node: Any, stacked: bool = False) -> Leaf:
     """The parts of a parameter that containers know: a matrix, act-order around it, rounding of the input before it.
+
+    With `stacked` the matrix may have a batch axis in front, of experts.
 
     Raises:
         ValueError: another operator, or a matrix with batch axes, padding or a table; names the path and the remedy.
@@ -134,7 +136,7 @@ def as_leaf(path: str, node: Any) -> Leaf:
             f"{path}: {what} is applied while the model runs, which no container of weights holds; fold what folds "
             "(qjax.fold), export a float (qjax.dense), or leave that method out"
         )
-    if len(inner.meta.block) != 2 or inner.batch_shape:
+    if len(inner.meta.block) != 2 or len(inner.batch_shape) > stacked:
         raise ValueError(f"{path}: a module holds one matrix, this has shape {inner.shape}; unstack it")
     if any(inner.meta.padding):
         raise ValueError(

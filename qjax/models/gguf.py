@@ -1,10 +1,9 @@
-"""GGUF files of the Llama, Qwen2 and Qwen3 architectures, read with the `gguf` package."""
+"""GGUF files of the architectures in `qjax.models.gguf_families`, read with the `gguf` package."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,45 +14,11 @@ from jax import Array
 from qjax import ggml
 from qjax.models.architecture import Architecture
 from qjax.models.decoder import nest
+from qjax.models.gguf_families import KINDS, Kind, architecture_of, neighbours, paths_of
 from qjax.qarray import QArray
 
-# GGUF name of a layer's tensor to our path below layers/<i>.
-LAYER = {
-    "attn_norm.weight": "attn_norm/scale",
-    "attn_q.weight": "attn/q",
-    "attn_k.weight": "attn/k",
-    "attn_v.weight": "attn/v",
-    "attn_output.weight": "attn/o",
-    "attn_q.bias": "attn/q_bias",
-    "attn_k.bias": "attn/k_bias",
-    "attn_v.bias": "attn/v_bias",
-    "attn_output.bias": "attn/o_bias",
-    "attn_q_norm.weight": "attn/q_norm/scale",
-    "attn_k_norm.weight": "attn/k_norm/scale",
-    "ffn_norm.weight": "ffn_norm/scale",
-    "ffn_gate.weight": "ffn/gate",
-    "ffn_up.weight": "ffn/up",
-    "ffn_down.weight": "ffn/down",
-}
-GLOBAL = {"token_embd.weight": "embed", "output_norm.weight": "norm/scale", "output.weight": "head"}
-
-
-class Kind(NamedTuple):
-    """What a `general.architecture` means beyond its metadata.
-
-    neighbours : llama.cpp turns channels 2i and 2i + 1 of its queries and keys, so that rows of q and k are reordered.
-    qk_norm    : `Architecture.qk_norm`.
-    """
-
-    neighbours: bool = False
-    qk_norm: str | None = None
-
-
-KINDS: Mapping[str, Kind] = {"llama": Kind(neighbours=True), "qwen2": Kind(), "qwen3": Kind(qk_norm="head")}
 # Types that hold floats, one by one.
 FLOATS = ("F32", "F16", "BF16")
-# Not parameters: Llama 3.1's frequency divisors, which become part of the architecture.
-ROPE_FACTORS = "rope_freqs.weight"
 
 
 def open_gguf(path: str | Path) -> GGUFReader:
@@ -80,48 +45,24 @@ def metadata(reader: GGUFReader, key: str, default: Any = None) -> Any:
 
 
 def read_architecture(reader: GGUFReader) -> Architecture:
-    """Sizes and variants from the file's metadata."""
-    family = metadata(reader, "general.architecture")
+    """Sizes and variants from the file's metadata.
 
-    def given(key: str, default: Any = None) -> Any:
-        return metadata(reader, f"{family}.{key}", default)
-
-    def need(key: str) -> Any:
-        if (value := given(key)) is None:
-            raise ValueError(f"the GGUF file lacks the key '{family}.{key}'")
-        return value
-
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    width, heads = int(need("embedding_length")), int(need("attention.head_count"))
-    head_dim = int(given("attention.key_length", width // heads))
-    rotated = int(given("rope.dimension_count", head_dim))
-    if rotated != head_dim:
-        raise ValueError(f"RoPE on {rotated} of {head_dim} channels is not supported")
-    scaling = given("rope.scaling.type", "none")
-    factors = None
-    if ROPE_FACTORS in tensors:
-        factors = tuple(float(f) for f in tensors[ROPE_FACTORS].data)
-    elif scaling == "linear":
-        factors = (float(need("rope.scaling.factor")),) * (head_dim // 2)
-    elif scaling != "none":
-        raise ValueError(f"RoPE scaling {scaling!r} is not supported")
-    return Architecture(
-        vocab=int(tensors["token_embd.weight"].shape[1]),
-        width=width,
-        layers=int(need("block_count")),
-        heads=heads,
-        kv_heads=int(given("attention.head_count_kv", heads)),
-        head_dim=head_dim,
-        ffn=int(need("feed_forward_length")),
-        eps=float(need("attention.layer_norm_rms_epsilon")),
-        theta=float(given("rope.freq_base", 10000.0)),
-        rope_factors=factors,
-        tied="output.weight" not in tensors,
-        qkv_bias="blk.0.attn_q.bias" in tensors,
-        o_bias="blk.0.attn_output.bias" in tensors,
-        context=int(given("context_length", 2048)),
-        qk_norm=KINDS[family].qk_norm,
-    )
+    Raises:
+        ValueError: a key that is missing, malformed, or of a variant that the decoder does not have, naming it.
+    """
+    family, tensors = metadata(reader, "general.architecture"), {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in tensors:
+        raise ValueError("the GGUF file lacks token_embd.weight")
+    keys = {
+        key.removeprefix(f"{family}."): field.contents()
+        for key, field in reader.fields.items()
+        if key.startswith(f"{family}.")
+    }
+    divisors = {name: tuple(float(d) for d in tensors[name].data) for name in KINDS[family].divisors if name in tensors}
+    try:
+        return architecture_of(family, keys, tensors, int(tensors["token_embd.weight"].shape[1]), divisors)
+    except (IndexError, OverflowError, TypeError) as error:
+        raise ValueError(f"metadata of {family} are malformed ({type(error).__name__}: {error})") from error
 
 
 def read_parameters(reader: GGUFReader, arch: Architecture, quantized: bool = False) -> dict[str, Any]:
@@ -136,17 +77,19 @@ def read_parameters(reader: GGUFReader, arch: Architecture, quantized: bool = Fa
     leaves: dict[str, Array | QArray] = {}
     kind = KINDS[metadata(reader, "general.architecture")]
     for tensor in reader.tensors:
-        if tensor.name == ROPE_FACTORS:
+        if tensor.name in kind.divisors:
             continue
-        path = _path(tensor.name)
-        if path is None:
+        paths = paths_of(kind, tensor.name)
+        if paths is None:
             raise ValueError(f"the GGUF file has a tensor {tensor.name!r} that no parameter answers to")
         if quantized and tensor.tensor_type.name not in FLOATS:
-            leaves[path] = _blocks(tensor, arch, kind, path)
-        else:
-            # A plain view: every slice of a memmap would pay for being one.
-            w = _rows(dequantize(np.asarray(tensor.data), tensor.tensor_type), arch, kind, path)
-            leaves[path] = jnp.asarray(w if _axis(path) == -1 or w.ndim == 1 else np.ascontiguousarray(w.T))
+            leaves |= _blocks(tensor, arch, kind, paths)
+            continue
+        # A plain view: every slice of a memmap would pay for being one.
+        rows = dequantize(np.asarray(tensor.data), tensor.tensor_type)
+        for path, w in _parts(tensor.name, rows, arch, kind, paths).items():
+            turned = _axis(path) == -2 and w.ndim > 1
+            leaves[path] = jnp.asarray(np.ascontiguousarray(np.swapaxes(w, -1, -2)) if turned else w)
     return nest(checked(leaves, arch))
 
 
@@ -163,11 +106,12 @@ def cells(path: str | Path) -> dict[str, Array]:
     arch, kind = read_architecture(reader), KINDS[metadata(reader, "general.architecture")]
     spacing: dict[str, Array] = {}
     for tensor in reader.tensors:
-        ours = _path(tensor.name)
-        if tensor.tensor_type.name == "Q4_1" and ours is not None:
-            (scale,) = _blocks(tensor, arch, kind, ours).scales
-            assert isinstance(scale, Array)
-            spacing[ours] = scale.astype(jnp.float32)
+        paths = paths_of(kind, tensor.name)
+        if tensor.tensor_type.name == "Q4_1" and paths is not None:
+            for path, blocks in _blocks(tensor, arch, kind, paths).items():
+                (scale,) = blocks.scales
+                assert isinstance(scale, Array)
+                spacing[path] = scale.astype(jnp.float32)
     return spacing
 
 
@@ -189,35 +133,42 @@ def checked(leaves: dict[str, Any], arch: Architecture) -> dict[str, Any]:
     return leaves
 
 
-def _path(name: str) -> str | None:
-    if name in GLOBAL:
-        return GLOBAL[name]
-    prefix, _, rest = name.partition(".")
-    layer, _, local = rest.partition(".")
-    return f"layers/{layer}/{LAYER[local]}" if prefix == "blk" and local in LAYER else None
-
-
 def _axis(path: str) -> int:
     """Where a parameter's inputs lie: kernels are [in, out], the embedding is a table of rows."""
     return -1 if path == "embed" else -2
 
 
-def _blocks(tensor: ReaderTensor, arch: Architecture, kind: Kind, path: str) -> QArray:
-    """The tensor's bytes as a quantized array in our layout."""
+def _blocks(tensor: ReaderTensor, arch: Architecture, kind: Kind, paths: tuple[str, ...]) -> dict[str, QArray]:
+    """The tensor's bytes as quantized arrays in our layout, by path."""
     name = tensor.tensor_type.name.lower()
     if name not in ggml.TYPES:
         raise ValueError(
             f"{tensor.name} is {tensor.tensor_type.name}, which cannot be kept quantized (types that can: "
             f"{', '.join(ggml.TYPES)}); load with quantized=False"
         )
-    return ggml.from_bytes(jnp.asarray(_rows(np.asarray(tensor.data), arch, kind, path)), name, _axis(path))
+    parts = _parts(tensor.name, np.asarray(tensor.data), arch, kind, paths)
+    return {path: ggml.from_bytes(jnp.asarray(rows), name, _axis(path)) for path, rows in parts.items()}
 
 
-def _rows(w: np.ndarray, arch: Architecture, kind: Kind, path: str) -> np.ndarray:
-    """The rows (outputs) of a tensor, numbers or bytes, in our order.
+def _parts(name: str, w: np.ndarray, arch: Architecture, kind: Kind, paths: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """A tensor's rows (outputs), numbers or bytes, by path and in our order.
 
-    Where llama.cpp's RoPE turns neighbours, it has ordered those of q and k so; ours turns i and i + head_dim / 2.
+    Where llama.cpp's RoPE turns neighbours, it has ordered those of q and k so; ours turns i and i + n. The gate of a
+    shared expert, which has one output, is stored as a vector.
     """
-    if not kind.neighbours or path.rpartition("/")[2].removesuffix("_bias") not in ("q", "k"):
-        return w
-    return w.reshape(-1, arch.head_dim // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+    path, *more = paths
+    if more:
+        shapes = arch.shapes
+        sizes = [shapes[path][-1] if path in shapes else 0 for path in paths]
+        rows = -1 if w.ndim == 1 else -2
+        if w.shape[rows] != sum(sizes):
+            raise ValueError(f"{name} has {w.shape[rows]} outputs, but {', '.join(paths)} have {sizes}")
+        return dict(zip(paths, np.split(w, np.cumsum(sizes)[:-1], axis=rows), strict=True))
+    own = path.rpartition("/")[2]
+    if own == "shared_gate" and w.ndim == 1:
+        return {path: w[None]}
+    if kind.neighbours and own.removesuffix("_bias") in ("q", "k"):
+        if w.shape[0] % arch.head_dim:
+            raise ValueError(f"{name} has {w.shape[0]} outputs, no whole heads of {arch.head_dim} channels")
+        return {path: w.reshape(-1, arch.head_dim, *w.shape[1:])[:, neighbours(arch)].reshape(w.shape)}
+    return {path: w}

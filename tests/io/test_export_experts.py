@@ -189,7 +189,6 @@ def test_what_no_client_opens_is_refused_by_its_leaf(tmp_path):
         ("layers/1/ffn/router", draw("int8", (64, 3)), {}, "layers/1/ffn/router: .* leave it float"),
         ("layers/0/ffn/experts/up", experts("nf4_g64", (3, 64, 32), 0), {}, r"layers/0/ffn/experts/up\[0\]: nf4"),
         ("layers/0/ffn/experts/up", experts("int8", (3, 64, 32), 0), {"to": "gptq"}, "one width and group"),
-        (None, None, {"to": "gguf"}, "'experts': Experts"),
         (None, None, {"arch": replace(arch, score_cap=2.0)}, "score_cap=2.0, .* 'mixtral'; qjax.io.save"),
     ):
         with pytest.raises(ValueError, match=message):
