@@ -42,7 +42,7 @@ docs: $(VENV)/.docs
 # What the first environment lacks its files skip; the second runs the files that name its library. The import in front of
 # each run fails where a skip would hide a broken environment; -P keeps the folder kernels/ out of sight of transformers.
 oracle: $(ORACLE)/.oracle $(LLMCOMPRESSOR)/.oracle
-	$(ORACLE)/bin/python -P -c "import torch, transformers, bitsandbytes, compressed_tensors, torchao, gfloat, gguf, pywhispercpp, gptqmodel, fouroversix"
+	$(ORACLE)/bin/python -P -c "import torch, transformers, bitsandbytes, compressed_tensors, torchao, gfloat, gguf, pywhispercpp, gptqmodel, fouroversix, llama_cpp_py_sync, xllamacpp"
 	$(ORACLE)/bin/python -m pytest -m oracle tests/oracle $(PYTEST)
 	$(LLMCOMPRESSOR)/bin/python -P -c "import torch, llmcompressor"
 	$(LLMCOMPRESSOR)/bin/python -m pytest -m oracle $$(grep -rlw llmcompressor --include='*.py' tests/oracle) $(PYTEST)

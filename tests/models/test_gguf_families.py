@@ -218,7 +218,8 @@ def test_metadata_mean_what_they_mean_to_llama_cpp():
     assert read("gemma3", {"rope.scaling.type": None}).rope_factors == (8.0,) * 16
     assert read("gemma3", {"rope.scaling.type": "none"}).rope_factors is None
     assert read("qwen3moe", {"expert_feed_forward_length": None}).experts == Experts(3, 2, 48)
-    assert read("qwen2moe", {"expert_shared_feed_forward_length": None}).experts.shared == 96
+    experts = read("qwen2moe", {"expert_shared_feed_forward_length": None}).experts
+    assert experts == Experts(3, 2, 32, shared=96, normalized=False)
     assert read("llama", {"attention.head_count_kv": [2, 2]}).kv_heads == 2
     assert read("llama", {"rope.scale_linear": 2.0}).rope_factors == (2.0,) * 8
     divisors = {FREQUENCIES: (1.0,) * 4 + (3.0,) * 4}
