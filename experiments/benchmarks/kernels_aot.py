@@ -17,11 +17,17 @@ import jax.numpy as jnp
 
 from qjax.kernels.aot import tpu
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
-from qjax.kernels.tpu import dynamic_products, group_scaled, integer_products
+from qjax.kernels.tpu import codings, dynamic_products, group_scaled, integer_products
 from qjax.kernels.tpu.tiles import Blocks
 
-KERNELS = ("bf16 XLA", "w4a16 sums", "w4a16 codes", "w8a16 sums", "w8a16 codes", "w8a8", "w4a4", "dynamic w8a8")
+WEIGHTS = {  # weights alone are narrow: their coding, the length of a group and the type of its scale
+    "w4a16": (codings.INT4, 128, jnp.float32),
+    "w8a16": (codings.INT8, 128, jnp.float32),
+    "mxfp4": (codings.E2M1, 32, jnp.float8_e8m0fnu),
+    "nvfp4": (codings.E2M1, 16, jnp.float8_e4m3fn),
+}
 INTEGERS = {"w8a8": jnp.int8, "w4a4": jnp.int4, "dynamic w8a8": jnp.int8}
+KERNELS = ("bf16 XLA", *(f"{name} {scaled}" for name in WEIGHTS for scaled in ("sums", "codes")), *INTEGERS)
 SIZES = ("4096x4096", "8192x28672", "576x1536")
 ROWS = (16, 512, 2048)
 
@@ -42,13 +48,13 @@ def build(
         tiling = integer_products.blocks(M, K, N, jnp.iinfo(codes).bits, chip) if tiling is None else tiling
         product = functools.partial(integer_products.matmul, tiling=tiling)
         return product, [((M, K), codes), ((K, N), codes), *scales]
-    group = 128 if K % 128 == 0 else 64
-    codes = jnp.int4 if kernel.startswith("w4") else jnp.int8
-    scaled = kernel.split()[1]
-    tiling = group_scaled.blocks(M, K, N, group, jnp.iinfo(codes).bits, scaled, chip) if tiling is None else tiling
+    name, scaled = kernel.split()
+    coding, group, scale = WEIGHTS[name]
+    group = math.gcd(K, group)
+    tiling = group_scaled.blocks(M, K, N, group, coding, scaled, chip) if tiling is None else tiling
     return (
-        lambda x, codes, scale: group_scaled.matmul(x, codes, scale, tiling, scaled),
-        [x, ((K, N), codes), ((K // group, N), jnp.float32)],
+        lambda x, codes, scale: group_scaled.matmul(x, codes, scale, tiling, scaled, coding=coding),
+        [x, ((K // coding.packed, N), coding.dtype), ((K // group, N), scale)],
     )
 
 

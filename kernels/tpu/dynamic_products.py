@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from qjax.kernels.tpu import integer_products, tiles
-from qjax.kernels.tpu.group_scaled import ROWS
+from qjax.kernels.tpu.integer_products import ROWS
 from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
 TOP = 127.0

@@ -1,13 +1,18 @@
-"""y = x @ W for bfloat16 x and W of int4 or int8 codes under scales of groups along K (W4A16 and W8A16), on TPUs.
+"""y = x @ W for bfloat16 x and a weight of narrow codes under scales of groups along K, on TPUs.
 
-Codes become bfloat16 on their way from the vector memory to the matrix unit, exactly, and products are summed in
-float32. Scales meet either the sums of a group (exact; best for few rows of x, where the sums are small) or the codes,
-rounding each weight to bfloat16 once (best for many rows, where a group's sums are larger than its weights).
+Codes become what the matrix unit takes on their way from the vector memory (`codings`), exactly, and products are
+summed in float32. Scales meet either the sums of a group (exact; best for few rows of x, where the sums are small) or
+the codes, rounding each weight to bfloat16 once (best for many rows, where a group's sums are larger than its weights;
+exact as well for codes of one mantissa bit under scales of at most six, as MXFP4's and NVFP4's are).
+
+A unit is as deep as several short groups. Few rows of x are then spread over more, one for each group of a span, with
+zeros where the others are: one product gives the sums of all of them.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -16,47 +21,66 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qjax.kernels.tpu import streamed, tiles
+from qjax.kernels.tpu import block_scales, codings, spans, streamed, tiles
+from qjax.kernels.tpu.codings import Coding
 from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
-ROWS = {4: 64, 8: 32}  # rows of int4 and int8 codes in one tile of registers: groups come in multiples
+SUBLANES = 16  # rows of bfloat16 in one tile of registers
 DEFAULTS = {"sums": Blocks(512, 1024, 4096), "codes": Blocks(512, 1024, 2048)}  # where the table has nothing
 RING = 12 << 20  # bytes of weights in vector memory when blocks are copied by hand; 16 MiB is the least a chip allows
 
 
-def refuse(K: int, N: int, group: int, bits: int) -> str | None:
-    """Why the kernel cannot run codes [K, N] of 4 or 8 bits in groups of `group`, or None."""
+def refuse(K: int, N: int, group: int, coding: Coding) -> str | None:
+    """Why the kernel cannot run codes [K, N] in groups of `group`, or None."""
     if N % LANES:
         return f"{N} outputs are no multiple of {LANES}"
-    if group % ROWS[bits]:
-        return f"groups of {group} are no multiple of {ROWS[bits]}, the rows of int{bits} in a register tile"
+    if group % SUBLANES:
+        return f"groups of {group} are no multiple of {SUBLANES}, the rows of bfloat16 in a register tile"
+    if coding.span(K, group) is None:
+        return f"groups of {group} in {K} rows do not fill whole tiles of {coding.tile * coding.packed} rows of codes"
     return None
 
 
-def formulation(M: int) -> str:
-    """What scales meet where it is not said: the sums of few rows, the codes under many."""
-    return "sums" if M <= FEW else "codes"
+def formulation(M: int, copies: int = 1) -> str:
+    """What scales meet where it is not said: the sums of few rows of x, spread or not, the codes under many."""
+    return "sums" if M <= FEW and _whole(M) * copies <= 2 * FEW else "codes"
 
 
 def blocks(
-    M: int, K: int, N: int, group: int, bits: int = 4, scaled: str | None = None, chip: str | None = None
+    M: int, K: int, N: int, group: int, coding: Coding, scaled: str | None = None, chip: str | None = None
 ) -> Blocks:
     """The blocks taken where none are given: the table's for the chip, or defaults, cut to divide the shape."""
-    scaled = formulation(M) if scaled is None else scaled
-    most = tiles.largest(f"w{bits}a16 {scaled}", M, chip) or DEFAULTS[scaled]
+    span = _span(coding, K, group)
+    scaled = formulation(M, spans.copies(span, group)) if scaled is None else scaled
+    most = tiles.largest(f"{coding.name} {scaled}", M, chip) or DEFAULTS[scaled]
     if most.buffers > 2:
-        fitting = RING * 8 // bits // (most.buffers * K)
+        fitting = RING * 8 // coding.bits // (most.buffers * K)
         columns = tiles.divisor(N, min(most.columns, fitting), LANES)
         if columns is not None and most.rows >= M:
-            return Blocks(-(-M // 16) * 16, columns, K, most.buffers)
+            return Blocks(_whole(M), columns, K, most.buffers)
         most = DEFAULTS[scaled]
-    # A block holds all scales of the axis or a multiple of eight rows of them, a register tile.
-    depth = tiles.divisor(K, most.depth, 8 * group) or K
+    depth = tiles.divisor(K, most.depth, _step(coding, group, span)) or K
     columns = tiles.divisor(N, min(most.columns, most.columns * most.depth // depth), LANES) or LANES
-    return Blocks(min(-(-M // 16) * 16, most.rows), columns, depth)
+    return Blocks(min(_whole(M), most.rows), columns, depth)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _whole(M: int) -> int:
+    """Rows of x with those that fill up a tile of registers."""
+    return -(-M // SUBLANES) * SUBLANES
+
+
+def _span(coding: Coding, K: int, group: int) -> int:
+    span = coding.span(K, group)
+    assert span is not None  # refused before
+    return span
+
+
+def _step(coding: Coding, group: int, span: int) -> int:
+    """What the depth of a block is a multiple of: whole spans, and eight groups, a register tile of scales."""
+    return math.lcm(8 * group, coding.packed * span)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def matmul(
     x: jax.Array,
     codes: jax.Array,
@@ -64,88 +88,134 @@ def matmul(
     tiling: Blocks | None = None,
     scaled: str | None = None,
     interpret: Any = False,
+    coding: Coding | None = None,
 ) -> jax.Array:
-    """x [M, K] bfloat16 @ (codes [K, N] int4 or int8 * scale [G, N] repeated K / G times) -> [M, N] float32.
+    """x [M, K] bfloat16 @ (values of codes [K, N] * scale [G, N] repeated K / G times) -> [M, N] float32.
 
-    `scaled`: "sums" or "codes", by the number of rows where None. M is padded to whole blocks; `tiling` must divide K
-    and N; `interpret` goes to `pallas_call`. Gradients reach x and scale and are those of `reference`. ValueError for
-    shapes that do not fit.
+    codes: [K / packed, N] as `coding` has them, by their type where None. scale: a float; E4M3 and E8M0 are read as
+    they are stored. `scaled`: "sums" or "codes", by the number of rows where None. M is padded to whole blocks, K and N
+    are multiples of those of `tiling`; `interpret` goes to `pallas_call`. Gradients reach x, and scale unless it has a
+    byte, and are those of `reference`. ValueError for shapes that do not fit.
+
+    The `factor` f of a coding is taken from what scales do not meet, x for sums, or else from the scales: entries of x,
+    or scales, beyond 2^127 f count as infinite.
     """
-    (M, K), N, groups, bits = x.shape, codes.shape[1], scale.shape[0], jnp.iinfo(codes.dtype).bits
+    coding = codings.of(codes) if coding is None else coding
+    (M, K), (groups, N) = x.shape, scale.shape
     group = K // groups
-    why = refuse(K, N, group, bits)
-    if codes.shape[0] != K or K % groups or scale.shape[1] != N or why is not None:
-        raise ValueError(f"x {x.shape}, codes {codes.shape} and scale {scale.shape} do not fit: {why}")
+    why = refuse(K, N, group, coding)
+    if codes.shape != (K // coding.packed, N) or codes.dtype != coding.dtype or K % groups or why is not None:
+        raise ValueError(
+            f"x {x.shape}, codes {codes.shape} {codes.dtype} as {coding.name} and scale {scale.shape} do not fit: {why}"
+        )
     if M == 0:
         return jnp.zeros((0, N), jnp.float32)
-    scaled = formulation(M) if scaled is None else scaled
-    tiling = blocks(M, K, N, group, bits, scaled, tiles.chip()) if tiling is None else tiling
+    span = _span(coding, K, group)
+    scaled = formulation(M, spans.copies(span, group)) if scaled is None else scaled
+    copies = spans.copies(span, group) if scaled == "sums" else 1
+    tiling = blocks(M, K, N, group, coding, scaled, tiles.chip()) if tiling is None else tiling
     bm, bn, bk, buffers = tiling
-    if K % bk or N % bn or bk % group or (bk < K and bk // group % 8):
+    if K % bk or N % bn or (bk < K and bk % _step(coding, group, span)):
         raise ValueError(f"{tiling} do not divide {codes.shape} into whole groups of {group}, eight or all of them")
     rows = -(-M // bm) * bm
     x = jnp.pad(x.astype(jnp.bfloat16), [(0, rows - M), (0, 0)])
+    if scaled == "sums":
+        x = spans.spread(x * jnp.bfloat16(1 / coding.factor), bm, span, group)
+    scale = block_scales.handed(scale)
     if buffers > 2:
         if scaled != "sums" or bk < K or bm < rows:
             raise ValueError(
                 f"{tiling}: more than two buffers are for scaled sums, all rows and the whole depth at once"
             )
-        return streamed.matmul(x, codes, scale.astype(jnp.float32), tiling, interpret)[:M]
-    grid = (rows // bm, N // bn, K // bk)
+        return streamed.matmul(x, codes, scale, tiling, coding, span, interpret)[:M]
     call = pl.pallas_call(
-        functools.partial(_kernel, group=group, scaled=scaled),
+        functools.partial(_sums if scaled == "sums" else _codes, coding=coding, span=span, group=group),
         out_shape=jax.ShapeDtypeStruct((rows, N), jnp.float32),
-        grid=grid,
+        grid=(rows // bm, N // bn, K // bk),
         in_specs=[
-            pl.BlockSpec((bm, bk), lambda i, j, k: (i, k)),
-            pl.BlockSpec((bk, bn), lambda i, j, k: (k, j)),
+            pl.BlockSpec((bm * copies, bk), lambda i, j, k: (i, k)),
+            pl.BlockSpec((bk // coding.packed, bn), lambda i, j, k: (k, j)),
             pl.BlockSpec((bk // group, bn), lambda i, j, k: (k, j)),
         ],
         out_specs=pl.BlockSpec((bm, bn), lambda i, j, k: (i, j)),
+        scratch_shapes=[pltpu.VMEM((bk // group, bn), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        name=f"w{bits}a16_{scaled}",
+        name=f"{coding.name}_{scaled}",
         interpret=interpret,
     )
-    return call(x, codes, scale.astype(jnp.float32))[:M]
+    return call(x, codes, scale)[:M]
 
 
-def _kernel(x_ref: Any, w_ref: Any, s_ref: Any, y_ref: Any, *, group: int, scaled: str) -> None:
+def _sums(x_ref: Any, w_ref: Any, s_ref: Any, y_ref: Any, room: Any, *, coding: Coding, span: int, group: int) -> None:
     """One block: y += x @ W. The result stays in vector memory while k runs, so it is the sum itself."""
+    _start_at_zero(y_ref)
+    scale = block_scales.held(s_ref, room)
+    for here in spans.strips(y_ref.shape[1], span, group):
+        y_ref[:, here] = spans.scaled_sums(
+            y_ref[:, here],
+            x_ref,
+            lambda rows, here=here: w_ref[rows, here],
+            lambda g, here=here: scale[g : g + 1, here],
+            coding,
+            span,
+            group,
+        )
 
+
+def _codes(x_ref: Any, w_ref: Any, s_ref: Any, y_ref: Any, room: Any, *, coding: Coding, span: int, group: int) -> None:
+    """The same with the weights of a block scaled and rounded before they are multiplied."""
+    _start_at_zero(y_ref)
+    scale = block_scales.held(s_ref, room, coding.factor)
+    length = min(span, group)
+    parts = []
+    for stored in range(0, w_ref.shape[0], span):
+        for w in coding.operands(w_ref[stored : stored + span, :]):
+            values = w.astype(jnp.float32)
+            for start in range(0, span, length):
+                g = (len(parts) * length) // group
+                parts.append((values[start : start + length] * scale[g : g + 1, :]).astype(jnp.bfloat16))
+    y_ref[...] += spans.product(x_ref[...], jnp.concatenate(parts, axis=0))
+
+
+def _start_at_zero(y_ref: Any) -> None:
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
         y_ref[...] = jnp.zeros_like(y_ref)
 
-    count = w_ref.shape[0] // group
-    if scaled == "sums":
-        total = y_ref[...]
-        for g in range(count):  # bounded by the depth of a block
-            rows = slice(g * group, (g + 1) * group)
-            part = jnp.dot(x_ref[:, rows], w_ref[rows, :].astype(jnp.bfloat16), preferred_element_type=jnp.float32)
-            total += part * s_ref[g : g + 1, :]
-        y_ref[...] = total
-    else:
-        parts = [w_ref[g * group : (g + 1) * group, :].astype(jnp.float32) * s_ref[g : g + 1, :] for g in range(count)]
-        w = jnp.concatenate([part.astype(jnp.bfloat16) for part in parts], axis=0)
-        y_ref[...] += jnp.dot(x_ref[...], w, preferred_element_type=jnp.float32)
 
-
-def reference(x: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
+def reference(x: jax.Array, codes: jax.Array, scale: jax.Array, coding: Coding | None = None) -> jax.Array:
     """What `matmul` computes, with the whole weight dequantized and everything in float32."""
-    W = codes.astype(jnp.float32) * jnp.repeat(scale.astype(jnp.float32), codes.shape[0] // scale.shape[0], axis=0)
+    coding = codings.of(codes) if coding is None else coding
+    K, groups = x.shape[1], scale.shape[0]
+    if coding.packed == 2:
+        span = _span(coding, K, K // groups)
+        codes = codings.unpack_pairs(codes.reshape(-1, span, codes.shape[1]))
+    W = coding.decode(codes) * jnp.repeat(scale.astype(jnp.float32), K // groups, axis=0)
     return jnp.dot(x.astype(jnp.float32), W, precision="highest")
 
 
 def _forward(
-    x: jax.Array, codes: jax.Array, scale: jax.Array, tiling: Blocks | None, scaled: str | None, interpret: Any
+    x: jax.Array,
+    codes: jax.Array,
+    scale: jax.Array,
+    tiling: Blocks | None,
+    scaled: str | None,
+    interpret: Any,
+    coding: Coding | None,
 ) -> tuple[jax.Array, tuple]:
-    return matmul(x, codes, scale, tiling, scaled, interpret), (x, codes, scale)
+    return matmul(x, codes, scale, tiling, scaled, interpret, coding), (x, codes, scale)
 
 
-def _backward(tiling: Blocks | None, scaled: str | None, interpret: Any, kept: tuple, dy: jax.Array) -> tuple:
+def _backward(
+    tiling: Blocks | None, scaled: str | None, interpret: Any, coding: Coding | None, kept: tuple, dy: jax.Array
+) -> tuple:
     x, codes, scale = kept
-    dx, d_scale = jax.vjp(lambda x, scale: reference(x, codes, scale), x, scale)[1](dy)
-    return dx, np.zeros(codes.shape, jax.dtypes.float0), d_scale
+    no_codes = np.zeros(codes.shape, jax.dtypes.float0)
+    if scale.dtype.itemsize == 1:  # stored codes as well
+        (dx,) = jax.vjp(lambda x: reference(x, codes, scale, coding), x)[1](dy)
+        return dx, no_codes, None
+    dx, d_scale = jax.vjp(lambda x, scale: reference(x, codes, scale, coding), x, scale)[1](dy)
+    return dx, no_codes, d_scale
 
 
 matmul.defvjp(_forward, _backward)

@@ -15,8 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from qjax.kernels.tpu import tiles
-from qjax.kernels.tpu.group_scaled import ROWS
 from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
+
+ROWS = {4: 64, 8: 32}  # of int4 and int8 codes in one tile of registers
 
 
 def refuse(K: int, N: int, bits: int) -> str | None:

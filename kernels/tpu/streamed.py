@@ -17,37 +17,51 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from qjax.kernels.tpu import block_scales, spans
+from qjax.kernels.tpu.codings import Coding
 from qjax.kernels.tpu.tiles import LANES, Blocks
 
 LIMIT = 48 << 20  # bytes of vector memory asked for: v5e, whose default is 16 MiB, has 128
 
 
-def matmul(x: jax.Array, codes: jax.Array, scale: jax.Array, tiling: Blocks, interpret: Any = False) -> jax.Array:
-    """`group_scaled.matmul` with scaled sums, where all of x [M, K] bfloat16 and blocks of the whole depth K fit.
+def matmul(
+    x: jax.Array,
+    codes: jax.Array,
+    scale: jax.Array,
+    tiling: Blocks,
+    coding: Coding,
+    span: int,
+    interpret: Any = False,
+) -> jax.Array:
+    """`group_scaled.matmul` with scaled sums, where all of x and blocks of the whole depth fit.
 
-    `group_scaled.matmul` checks the arguments; rows of x are a multiple of 16 here.
+    `group_scaled.matmul` checks the arguments; here x [copies M, K] bfloat16 is spread, M a multiple of 16, and scale
+    is what `block_scales.handed` gave.
     """
-    (M, K), N = x.shape, codes.shape[1]
-    groups, columns, buffers = scale.shape[0], tiling.columns, min(tiling.buffers, N // tiling.columns)
+    groups, N = scale.shape
+    group = x.shape[1] // groups
+    M = x.shape[0] // spans.copies(span, group)
+    columns, buffers = tiling.columns, min(tiling.buffers, N // tiling.columns)
     parts = pieces(columns)
     memory = pl.BlockSpec(memory_space=pl.ANY)
     call = pl.pallas_call(
-        functools.partial(_kernel, parts=parts, buffers=buffers),
+        functools.partial(_kernel, parts=parts, buffers=buffers, coding=coding, span=span),
         out_shape=jax.ShapeDtypeStruct((M, N), jnp.float32),
         in_specs=[memory, memory, memory],
         out_specs=memory,
         scratch_shapes=[
-            pltpu.VMEM((M, K), x.dtype),
-            pltpu.VMEM((buffers, K, columns), codes.dtype),
-            pltpu.VMEM((buffers, groups, columns), jnp.float32),
+            pltpu.VMEM(x.shape, x.dtype),
+            pltpu.VMEM((buffers, codes.shape[0], columns), codes.dtype),
+            pltpu.VMEM((buffers, groups, columns), scale.dtype),
             pltpu.VMEM((buffers, M, columns), jnp.float32),
+            pltpu.VMEM((groups, columns), jnp.float32),
             pltpu.SemaphoreType.DMA((1,)),
             pltpu.SemaphoreType.DMA((buffers + len(parts),)),
             pltpu.SemaphoreType.DMA((buffers + len(parts),)),
             pltpu.SemaphoreType.DMA((buffers,)),
         ],
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=LIMIT),
-        name=f"w{jnp.iinfo(codes.dtype).bits}a16_streamed",
+        name=f"{coding.name}_streamed",
         interpret=interpret,
     )
     return call(x, codes, scale)
@@ -73,6 +87,7 @@ def _kernel(
     w_ref: Any,
     s_ref: Any,
     y_ref: Any,
+    room: Any,
     x_done: Any,
     w_done: Any,
     s_done: Any,
@@ -80,6 +95,8 @@ def _kernel(
     *,
     parts: tuple[int, ...],
     buffers: int,
+    coding: Coding,
+    span: int,
 ) -> None:
     """All of y: block i is in buffer i modulo `buffers` from the start of its copy to the end of its result's.
 
@@ -87,7 +104,7 @@ def _kernel(
     """
     columns = w_ref.shape[-1]
     count = w_hbm.shape[1] // columns
-    group = w_hbm.shape[0] // s_hbm.shape[0]
+    group = x_ref.shape[1] // s_hbm.shape[0]
 
     def taken(i: Any, buffer: Any, done: Any, start: int = 0, width: int = columns) -> tuple[Any, Any]:
         there, here = pl.ds(pl.multiple_of(i * columns + start, LANES), width), pl.ds(start, width)
@@ -101,15 +118,19 @@ def _kernel(
         return pltpu.make_async_copy(y_ref.at[buffer], y_hbm.at[:, there], y_done.at[buffer])
 
     def multiply(buffer: Any, start: int, width: int) -> None:
-        here = pl.ds(start, width)
-        total = jnp.zeros((x_ref.shape[0], width), jnp.float32)
-        for g in range(s_ref.shape[1]):
-            rows = slice(g * group, (g + 1) * group)
-            part = jnp.dot(
-                x_ref[:, rows], w_ref[buffer, rows, here].astype(jnp.bfloat16), preferred_element_type=jnp.float32
+        part = pl.ds(start, width)
+        scale = block_scales.held(s_ref.at[buffer, :, part], room.at[:, part])
+        for strip in spans.strips(width, span, group):
+            here = slice(start + strip.start, start + strip.stop)
+            y_ref[buffer, :, here] = spans.scaled_sums(
+                jnp.zeros((y_ref.shape[1], here.stop - here.start), jnp.float32),
+                x_ref,
+                lambda rows, here=here: w_ref[buffer, rows, here],
+                lambda g, strip=strip: scale[g : g + 1, strip],
+                coding,
+                span,
+                group,
             )
-            total += part * s_ref[buffer, g : g + 1, here]
-        y_ref[buffer, :, here] = total
 
     def step(i: Any, carry: None) -> None:
         """Block i: what may be copied next is, then its own copy is awaited."""

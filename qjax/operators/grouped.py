@@ -23,9 +23,14 @@ def chunk(block: int, K: int) -> int:
 
 def refuse_groups(q: QArray) -> str | None:
     """Why the scan over groups cannot run q, or None."""
+    if not isinstance(q.meta.element, Int):
+        return f"its codes are {q.meta.element.name}, not integers"
+    return refuse_blocks(q)
+
+
+def refuse_blocks(q: QArray) -> str | None:
+    """Why no kernel reads the scales of q, whatever its codes, or None."""
     meta = q.meta
-    if not isinstance(meta.element, Int):
-        return f"its codes are {meta.element.name}, not integers"
     if not q.scales:
         return "it has no scale: the codes are the values"
     if len(q.scales) > 1:

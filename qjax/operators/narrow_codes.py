@@ -1,12 +1,14 @@
-"""Integers for the TPU kernels: codes as native int4 or int8, group by group, and when the kernels read them."""
+"""Narrow codes for the TPU kernels: how each kind lies in a layout of its own, and when the kernel reads it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from qjax.formats.elements import E2M1, E4M3, Element
 from qjax.formats.integer import Int
 from qjax.operators import grouped
 from qjax.operators.implementations import Implementation, Layout
@@ -16,20 +18,46 @@ from qjax.quantization import steps
 OLDEST_JAX = (0, 12)  # the Pallas these kernels are written and tested for
 
 
-def refuse(q: QArray, bits: int) -> str | None:
-    """Why codes of `bits` bits for the kernel cannot hold q, or None."""
-    from qjax.kernels.tpu import group_scaled  # Pallas takes a second to import
+class Kind(NamedTuple):
+    """The elements of a layout, and the name of their `codings.Coding`: Pallas takes a second to import."""
 
-    why = grouped.refuse_groups(q)
+    coding: str
+    misfit: Callable[[Element], str | None]  # an element -> why its codes are no codes of this kind, or None
+
+
+def _integers(bits: int) -> Kind:
+    def misfit(element: Element) -> str | None:
+        fits = isinstance(element, Int) and element.signed and element.bits <= bits
+        return None if fits else f"{element.name} codes do not fit int{bits}"
+
+    return Kind(f"INT{bits}", misfit)
+
+
+def _exactly(known: Element, coding: str) -> Kind:
+    return Kind(coding, lambda element: None if element == known else f"{element.name} is not {known.name}")
+
+
+KINDS = {"tpu.int4.1": _integers(4), "tpu.int8.1": _integers(8), "tpu.e2m1.1": _exactly(E2M1, "E2M1")}
+
+
+def coding(layout: str) -> Any:
+    """The `codings.Coding` that the kernel reads a layout with."""
+    from qjax.kernels.tpu import codings
+
+    return getattr(codings, KINDS[layout].coding)
+
+
+def refuse(q: QArray, layout: str) -> str | None:
+    """Why the layout cannot hold q for the kernel, or None."""
+    why = KINDS[layout].misfit(q.meta.element) or grouped.refuse_blocks(q)
     if why is not None:
         return why
-    element = q.meta.element
-    if not isinstance(element, Int) or not element.signed or element.bits > bits:
-        return f"{element.name} codes do not fit int{bits}"
     if q.meta.offset is not None:
         return f"it has a {q.meta.offset} a group: the kernel takes scales alone"
+    from qjax.kernels.tpu import group_scaled
+
     K, N = q.codes.shape[-2:]
-    return group_scaled.refuse(K, N, _group(q.grid, K), bits)
+    return group_scaled.refuse(K, N, _group(q.grid, K), coding(layout))
 
 
 def refuse_platform(platform: str) -> str | None:
@@ -48,52 +76,90 @@ def refuse_kernel(packed: Any, tokens: int, platform: str, dtype: Any) -> str | 
         return why
     if jnp.dtype(dtype) != jnp.bfloat16:
         return f"it takes bfloat16 activations and x is {jnp.dtype(dtype)}"
-    return "the weight has batch axes: take one entry at a time" if packed.batch_shape else None
+    if packed.batch_shape:
+        return "the weight has batch axes: take one entry at a time"
+    from qjax.kernels.tpu import codings, tiles
+
+    return codings.refuse(coding(packed.layout), tiles.chip())
 
 
 def run(x: jax.Array, packed: Any, dtype: Any, interpret: bool = False) -> jax.Array:
     """The kernel on x [tokens..., K]."""
     from qjax.kernels.tpu import group_scaled
 
-    groups, group, N = packed.codes.shape
-    scale, _ = steps(packed.grid)
-    assert scale is not None  # `refuse`: there is one
+    kind = coding(packed.layout)
+    N = packed.codes.shape[-1]
     flat = jnp.pad(x.reshape(-1, x.shape[-1]), [(0, 0), (0, packed.grid.meta.padding[0])])
-    codes = packed.codes.reshape(groups * group, N)
-    y: jax.Array = group_scaled.matmul(flat, codes, jnp.broadcast_to(scale, (groups, N)), interpret=interpret)
+    K = flat.shape[1]
+    scale, outer = factors(packed.grid)
+    scale = jnp.broadcast_to(scale, (K // _group(packed.grid, K), N))
+    codes = packed.codes.reshape(K // kind.packed, N)
+    y: jax.Array = group_scaled.matmul(flat, codes, scale, interpret=interpret, coding=kind)
+    y = y if outer is None else y * outer
     return y.reshape(*x.shape[:-1], N).astype(x.dtype if dtype is None else dtype)
 
 
-def core(codes: jax.Array, grid: Grid) -> tuple[int, int]:
-    """Logical (K, N)."""
-    return codes.shape[-3] * codes.shape[-2] - grid.meta.padding[0], codes.shape[-1]
+def factors(grid: Grid) -> tuple[jax.Array, jax.Array | None]:
+    """Scales of the groups [groups or 1, N or 1], and what is common to those of a column [1, N or 1] or None.
+
+    Apart, because the scales that NVFP4 stores are exact in bfloat16 and their products with the tensor's are not.
+    Scales stored as floats of eight bits that the kernel reads stay so; others are float32.
+    """
+    stored = grid.scales[0]
+    if not isinstance(stored, QArray):
+        read = stored.dtype in (jnp.float8_e4m3fn, jnp.float8_e8m0fnu)
+        return stored if read else stored.astype(jnp.float32), None
+    (down, across), element = stored.meta.block, stored.meta.element
+    if len(stored.scales) == 1 and stored.meta.offset is None and down == FULL and across in (1, FULL):
+        outer, _ = steps(stored)
+        if element == E4M3:
+            return jax.lax.bitcast_convert_type(stored.codes, jnp.float8_e4m3fn), outer
+        return element.decode(stored.codes, stored.table), outer
+    scale, _ = steps(grid)
+    assert scale is not None  # `refuse`: there is one
+    return scale, None
 
 
 def _group(grid: Grid, K: int) -> int:
     return K if grid.meta.block[0] == FULL else grid.meta.block[0]
 
 
-def _pack(q: QArray, dtype: Any) -> jax.Array:
+def _pack(q: QArray, layout: str) -> jax.Array:
     *lead, K, N = q.codes.shape
-    group = _group(q.grid, K)
-    return q.codes.astype(dtype).reshape(*lead, K // group, group, N)
+    kind, group = coding(layout), _group(q.grid, K)
+    if kind.packed == 1:
+        return q.codes.astype(kind.dtype).reshape(*lead, K // group, group, N)
+    from qjax.kernels.tpu import codings
+
+    span = kind.span(K, group)
+    assert span is not None  # `refuse`
+    return codings.pack_pairs(q.codes, span)
 
 
-def _unpack(codes: jax.Array, grid: Grid) -> jax.Array:
-    *lead, groups, group, N = codes.shape
-    return codes.astype(grid.meta.element.code_dtype).reshape(*lead, groups * group, N)
+def _unpack(codes: jax.Array, grid: Grid, layout: str) -> jax.Array:
+    *lead, parts, rows, N = codes.shape
+    if coding(layout).packed == 1:
+        return codes.astype(grid.meta.element.code_dtype).reshape(*lead, parts * rows, N)
+    from qjax.kernels.tpu import codings
+
+    return codings.unpack_pairs(codes).astype(grid.meta.element.code_dtype)
 
 
-def _layout(bits: int, dtype: Any) -> Layout:
+def _core(codes: jax.Array, grid: Grid, layout: str) -> tuple[int, int]:
+    """Logical (K, N)."""
+    return codes.shape[-3] * codes.shape[-2] * coding(layout).packed - grid.meta.padding[0], codes.shape[-1]
+
+
+def _layout(name: str) -> Layout:
     return Layout(
         target="tpu",
-        refuse=lambda q: refuse(q, bits),
+        refuse=lambda q: refuse(q, name),
         missing=lambda: None,
-        pack=lambda q: _pack(q, dtype),
-        unpack=_unpack,
-        core=core,
+        pack=lambda q: _pack(q, name),
+        unpack=lambda codes, grid: _unpack(codes, grid, name),
+        core=lambda codes, grid: _core(codes, grid, name),
         implementations=(Implementation("mosaic", refuse_kernel, lambda *_: True, run),),
     )
 
 
-LAYOUTS = {"tpu.int4.1": _layout(4, jnp.int4), "tpu.int8.1": _layout(8, jnp.int8)}
+LAYOUTS = {name: _layout(name) for name in KINDS}

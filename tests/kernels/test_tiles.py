@@ -13,17 +13,20 @@ import pytest
 
 from qjax.kernels.aot import tpu
 from qjax.kernels.aot.chips import CHIPS
-from qjax.kernels.tpu import group_scaled, integer_products, tiles
+from qjax.kernels.tpu import codings, group_scaled, integer_products, tiles
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHAPES = ((4096, 4096, 128), (8192, 28672, 128), (576, 1536, 64), (11008, 4096, 128), (64, 128, 64), (28672, 8192, 128))
 
 
+CODINGS = {coding.name: coding for coding in (codings.INT4, codings.INT8, codings.E2M1)}
+
+
 def taken(kernel, M, K, N, group, chip):
-    bits = int(kernel[1])
     if "a16" in kernel:
-        return group_scaled.blocks(M, K, N, group, bits, kernel.split()[1], chip)
-    return integer_products.blocks(M, K, N, bits, chip)
+        name, scaled = kernel.split()
+        return group_scaled.blocks(M, K, N, group, CODINGS[name], scaled, chip)
+    return integer_products.blocks(M, K, N, int(kernel[1]), chip)
 
 
 def test_entries_are_named_once_and_whole_tiles():
@@ -32,7 +35,7 @@ def test_entries_are_named_once_and_whole_tiles():
     kinds = [chip.kind for chip in CHIPS.values()]
     assert len(set(kinds)) == len(kinds)
     for (kernel, chip, most), entry in tiles.table().items():
-        assert kernel in ("w4a16 sums", "w8a16 sums", "w4a16 codes", "w8a16 codes", "w8a8", "w4a4")
+        assert kernel in ("w8a8", "w4a4", *(f"{name} {scaled}" for name in CODINGS for scaled in ("sums", "codes")))
         assert chip in CHIPS and most in tiles.CLASSES
         assert entry.rows % 16 == entry.columns % tiles.LANES == entry.depth % tiles.LANES == 0
         assert 2 <= entry.buffers <= 8
@@ -48,7 +51,7 @@ def test_every_entry_is_what_its_chip_takes(entry):
 
 
 def test_blocks_divide_every_shape_and_fit():
-    kernels = {kernel for kernel, _, _ in tiles.table()} | {"w4a16 codes", "w8a8", "w4a4"}
+    kernels = {kernel for kernel, _, _ in tiles.table()} | {"w4a16 codes", "e2m1a16 codes", "w8a8", "w4a4"}
     for kernel, chip, (K, N, group), M in itertools.product(kernels, (None, *CHIPS), SHAPES, (1, 20, 64, 100, 3000)):
         if "a16" not in kernel and K % 128:
             continue
@@ -59,7 +62,8 @@ def test_blocks_divide_every_shape_and_fit():
             assert depth == K or depth % (8 * group) == 0
         if buffers > 2:
             assert depth == K and rows >= M and "sums" in kernel
-        assert buffers * columns * depth * int(kernel[1]) / 8 <= 16 << 20
+        bits = CODINGS[kernel.split()[0]].bits if "a16" in kernel else int(kernel[1])
+        assert buffers * columns * depth * bits / 8 <= 16 << 20
 
 
 @pytest.mark.skipif(tpu.missing() is not None, reason=str(tpu.missing()))

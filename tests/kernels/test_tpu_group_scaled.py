@@ -111,9 +111,11 @@ def test_shapes_that_do_not_fit_raise():
     assert group_scaled.matmul(x[:0], codes, scale).shape == (0, 128)
     for arguments, match in (
         ((x, codes[:, :100], scale[:, :100]), "100 outputs are no multiple of 128"),
-        ((x, codes, jnp.ones((8, 128))), "groups of 32 are no multiple of 64"),
+        ((x, codes, jnp.ones((32, 128))), "groups of 8 are no multiple of 16"),
+        ((x[:, :192], codes[:192], jnp.ones((2, 128))), "groups of 96 in 192 rows do not fill whole tiles of 64"),
         ((x[:, :128], codes, scale), "do not fit"),
         ((x, codes, scale, Blocks(16, 128, 128)), "do not divide"),
+        ((x, codes.astype(jnp.uint8), scale), "do not say what they stand for"),
         ((x, codes, scale, Blocks(16, 128, 256, 3), "codes"), "more than two buffers are for scaled sums"),
     ):
         with pytest.raises(ValueError, match=match):
@@ -140,7 +142,7 @@ def test_layout_is_exact_and_the_kernel_reads_it(fmt, bits):
 
 def test_layout_refuses_what_the_kernel_cannot_hold():
     w = jnp.asarray(draw.normal(0, 128, 128))
-    for fmt, match in (("int4_g64_affine", "uint4"), ("int4_g32", "no multiple of 64"), ("nf4_g64", "not integers")):
+    for fmt, match in (("int4_g64_affine", "uint4"), ("int4_g8", "no multiple of 16"), ("nf4_g64", "do not fit int4")):
         with pytest.raises(ValueError, match=match):
             pack(quantize(w, fmt), "tpu.int4.1")
 
