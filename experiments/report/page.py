@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from experiments import judging
-from experiments.report import facts, pictures
+from experiments.report import facts, pictures, verdicts
 from experiments.report.load import Run
 from experiments.report.template import fill
 
@@ -35,8 +35,8 @@ def study(run: Run) -> dict[str, Any]:
         "replicates": run.provenance["replicates"],
         "claims": [c | {"sentence": judging.sentence(c)} for c in run.claims],
         "bits": pictures.perplexity_against_bits(records),
-        "forest": pictures.claims(run.claims),
-        "relations": pictures.relations(facts.related(run)),
+        "forest": verdicts.claims(run.claims),
+        "relations": verdicts.relations(facts.related(run)),
         "layers": pictures.error_by_layer(reports),
         "matrices": pictures.error_of_each_matrix(reports),
         "weights": pictures.weight_outliers(run.outliers),

@@ -45,6 +45,7 @@ from qjax.operators.operator import NotAffine as NotAffine
 from qjax.operators.operator import NotInvertible as NotInvertible
 from qjax.operators.operator import NotLinear as NotLinear
 from qjax.operators.operator import Operator as Operator
+from qjax.operators.output_directed import OutputDirected as OutputDirected
 from qjax.operators.packed import Packed as Packed
 from qjax.operators.placement import shardings as shardings
 from qjax.operators.post import Post as Post

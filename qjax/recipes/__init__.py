@@ -61,6 +61,7 @@ from qjax.recipes.nagel2019_bias_correction import bias_correction
 from qjax.recipes.nagel2019_data_free import data_free
 from qjax.recipes.nagel2020_adaround import adaround
 from qjax.recipes.nagel2021_white_paper import white_paper
+from qjax.recipes.output_directed import odq
 from qjax.recipes.pan2023_smoothquant_plus import smoothquant_plus
 from qjax.recipes.plain_cache import kv_cache
 from qjax.recipes.plain_products import weights_and_inputs
@@ -154,6 +155,7 @@ __all__ = [
     "norm_tweaking",
     "nupes",
     "obq",
+    "odq",
     "omniquant",
     "opal",
     "outlier_suppression",

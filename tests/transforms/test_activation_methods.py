@@ -275,6 +275,8 @@ BAD = {
     "one scale a token": lambda: transforms.runtime_smooth("int4_g16"),
     "a share of 0 of": lambda: transforms.residual_channels(share=0),
     "8 channels are no whole blocks of nvfp4": lambda: transforms.residual_channels(channels=8),
+    "a share of 0.0 of the outputs": lambda: transforms.output_directed(share=0.0),
+    "the 4 upper bits of int4_narrow codes": lambda: run(transforms.output_directed(high=4), *outlying()),
     "scales of int8_tensor span tokens": lambda: transforms.token_adaptive("int4", "int8_tensor"),
     "every token has at least 1": lambda: transforms.token_adaptive(crest=0.5),
     "80 channels twice, but it reads 64": lambda: run(recipes.arcquant(channels=80), *outlying()),
@@ -325,6 +327,26 @@ def test_tokens_with_outliers_are_rounded_wide():
     np.testing.assert_allclose(qjax.quantized(linear, strict=True)(q, x), want @ p["w"], rtol=1e-5, atol=1e-4)
     assert report.rows[0]["format"] == "input int4, int8 from crest 5"
     assert [t.name.split()[0] for t in recipes.token_adaptive()] == ["rtn", "token_adaptive"]
+
+
+def test_small_outputs_keep_the_product_of_the_upper_bits():
+    p, x = {"w": draw.normal(1, K, N)}, draw.normal(2, 32, K)
+    q, report = run(recipes.odq("int4_narrow_f32", "int4_narrow_f32", share=0.25), p, x)
+    codes = [qjax.quantize(v, "int4_narrow_f32", axis=a) for v, a in ((x, -1), (p["w"], -2))]
+    (a, b), scales = (
+        (np.asarray(c.codes, np.int64) for c in codes),
+        [np.asarray(c.scales[0], np.float64) for c in codes],
+    )
+    step = scales[0].reshape(-1, 1) * scales[1].reshape(1, -1)
+    whole, upper = (a @ b) * step, (((a >> 2) << 2) @ ((b >> 2) << 2)) * step
+    y = np.asarray(qjax.quantized(linear, strict=True)(q, x))
+    full = np.abs(upper) >= float(q["w"].threshold)
+    np.testing.assert_allclose(y, np.where(full, whole, upper), rtol=1e-4, atol=1e-4)
+    assert 0.2 < full.mean() < 0.3 and report.rows[0]["format"].endswith("25% of the outputs in full")
+    everything, _ = run(recipes.odq("int4_narrow_f32", "int4_narrow_f32", share=1.0), p, x)
+    np.testing.assert_allclose(qjax.quantized(linear)(everything, x), whole, rtol=1e-4, atol=1e-4)
+    with pytest.raises(qjax.operators.NotAffine, match="rounds activations"):
+        qjax.dense(q["w"])
 
 
 def test_weights_and_inputs_says_what_is_rounded_and_what_turns():
