@@ -1,7 +1,7 @@
 """Low-bit matmul kernels. On CPU beside the float32 product: interleaved times, speed ratios, temporary memory.
 
 python -m experiments.benchmarks.kernels [--sizes 4096x4096] [--tokens 1 16] [--repeats 15]
-python -m experiments.benchmarks.kernels --aot [--chips v5e v6e 7x H100] [--sizes 4096x4096] [--tokens 16]
+python -m experiments.benchmarks.kernels --aot [--chips v5e v6e H100 B200] [--sizes 4096x4096] [--tokens 16]
 
 With --aot the kernels for TPUs and GPUs are compiled for chips that are not here (needs qjax[kernels]; seconds each).
 
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--aot", action="store_true", help="compile for chips that are not here")
     chips = [*CHIPS, *kernels_sass.KERNELS]
-    parser.add_argument("--chips", nargs="+", default=["v5e", "v6e", "7x", "H100"], choices=chips)
+    parser.add_argument("--chips", nargs="+", default=["v5e", "v6e", "7x", "H100", "B200"], choices=chips)
     parser.add_argument(
         "--kernels", nargs="+", default=kernels_aot.KERNELS, choices=kernels_aot.KERNELS, help="of TPUs"
     )

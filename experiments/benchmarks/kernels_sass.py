@@ -16,14 +16,23 @@ import jax
 import jax.numpy as jnp
 
 from qjax.kernels.aot import gpu
-from qjax.kernels.gpu import group_scaled
+from qjax.kernels.gpu import block_scaled, group_scaled
 
-KERNELS = {"H100": ("w4a16 wgmma",)}
+KERNELS = {"H100": ("w4a16",), "B200": ("nvfp4", "mxfp4", "mxfp8")}
+FORMATS = {  # codes and scales of what the tensor core of Blackwell multiplies
+    "nvfp4": (jnp.float4_e2m1fn, jnp.float8_e4m3fn),
+    "mxfp4": (jnp.float4_e2m1fn, jnp.float8_e8m0fnu),
+    "mxfp8": (jnp.float8_e4m3fn, jnp.float8_e8m0fnu),
+}
 SHAPE = re.compile(r"\.(\d+)x(\d+)x(\d+)")  # outputs, rows of x and depth of one WGMMA, in its opcode
 
 
-def build(M: int, K: int, N: int) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
+def build(kernel: str, M: int, K: int, N: int) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
     """The function to compile and its arguments' (shape, dtype)."""
+    if kernel in FORMATS:
+        codes, scale = FORMATS[kernel]
+        packed = [(block_scaled.packed_shape(rows, K, scale), scale) for rows in (M, N)]
+        return block_scaled.matmul, [((M, K), codes), ((N, K), codes), *packed]
     group = 128 if K % 128 == 0 else 64
     step = group_scaled.depth(group)
     f = functools.partial(group_scaled.matmul, tiling=group_scaled.tiles(M, K, N, group))
@@ -55,7 +64,7 @@ def tile(found: gpu.Code) -> dict[str, int]:
 
 def print_shape(chip: str, kernel: str, M: int, K: int, N: int, as_json: bool) -> None:
     """The kernel at one shape; its main loop also for a tile of 128 x 128 weights, the unit of comparison."""
-    f, arguments = build(M, K, N)
+    f, arguments = build(kernel, M, K, N)
     found = gpu.compiled(gpu.GPUS[chip], f, *arguments)
     record = {"chip": chip, "kernel": kernel, "shape": [M, K, N]} | found._asdict() | tile(found)
     if as_json:

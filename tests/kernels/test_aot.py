@@ -70,6 +70,19 @@ def test_hopper_kernels_stay_in_registers_and_half_of_a_plain_conversion():
         assert record["tile"] <= 955 / 2 * max(1, record["rows"] / 64)
 
 
+@pytest.mark.skipif(gpu.missing() is not None, reason=str(gpu.missing()))
+def test_blackwell_multiplies_codes_with_their_scales():
+    """UTCOMMA takes four-bit floats, UTCQMMA eight-bit ones; 4X: four scales of 16 codes in one product."""
+    found = {record["kernel"]: record for record in benchmark("--tokens 16 --chips B200")}
+    assert {kernel: r["opcode"] for kernel, r in found.items()} == {
+        "nvfp4": "UTCOMMA.4X",
+        "mxfp4": "UTCOMMA",
+        "mxfp8": "UTCQMMA",
+    }
+    for record in found.values():
+        assert record["problem"] is None and record["spills"] == 0 and record["products"] == 4
+
+
 LISTING = """
 .text.kernel:
         /*0000*/                   MOV R1, c[0x0][0x28] ;

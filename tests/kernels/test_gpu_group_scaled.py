@@ -17,16 +17,7 @@ from qjax.operators.preparation import prepare, unpack
 from qjax.operators.wgmma_words import NAME, run
 from qjax.quantization import dequantize, quantize
 from tests import draw
-
-mosaic = pytest.mark.skipif(
-    jax.__version_info__ < (0, 12), reason=f"Mosaic GPU's interpreter and its layouts need jax 0.12: {jax.__version__}"
-)
-
-
-def interpreter():
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
-    return plgpu.InterpretGPUParams(detect_races=True)
+from tests.kernels import mosaic_gpu
 
 
 def problem(M, K, N, group):
@@ -55,7 +46,7 @@ def test_words_hold_every_code_where_the_docstring_says(step):
             assert (bits[1, 1, :, j] >> (4 * nibble) & 15 == codes[1, step + k] & 15).all()
 
 
-@mosaic
+@mosaic_gpu.needed
 @pytest.mark.parametrize(
     ("M", "K", "N", "group", "tiling"),
     [
@@ -65,13 +56,13 @@ def test_words_hold_every_code_where_the_docstring_says(step):
 )
 def test_exact_where_sums_are_and_no_races(M, K, N, group, tiling):
     x, words, scale, expected = problem(M, K, N, group)
-    y = group_scaled.matmul(x, words, scale, tiling, interpreter())
+    y = group_scaled.matmul(x, words, scale, tiling, mosaic_gpu.interpreter())
     assert y.shape == (M, N) and y.dtype == jnp.float32
     assert (np.asarray(y) == expected).all()
     assert (np.asarray(group_scaled.reference(x, words, scale)) == expected).all()
 
 
-@mosaic
+@mosaic_gpu.needed
 def test_words_lie_in_registers_as_the_operand_does():
     """What is no more than another name for registers on the chip: element by element, by the layouts' own tilings.
 
@@ -104,7 +95,7 @@ def test_words_lie_in_registers_as_the_operand_does():
     assert (halves[..., 0] == (16 * warp + lane // 4 + down) * 32 + 2 * (lane % 4) + across).all()
 
 
-@mosaic
+@mosaic_gpu.needed
 @pytest.mark.parametrize(("M", "group"), [(16, 128), (512, 64)])
 def test_lowers_for_hopper_without_its_packages(M, group):
     K, N, step = 576 * 2, 192, group_scaled.depth(group)
@@ -151,13 +142,13 @@ def test_layout_is_exact_and_explain_says_why_not(fmt):
         dispatch.matmul(jnp.ones((1, 256), jnp.bfloat16), p, implementation="wgmma")
 
 
-@mosaic
+@mosaic_gpu.needed
 def test_kernel_reads_the_layout():
     q = quantize(jnp.asarray(draw.normal(0, 160, 64)), "int4_g64")  # 160 is padded to three groups
     p = pack(q, NAME)
     x = jnp.asarray(draw.normal(1, 2, 3, 160)).astype(jnp.bfloat16)
     expected = np.asarray(x, np.float32) @ np.asarray(dequantize(q))
-    np.testing.assert_allclose(run(x, p, jnp.float32, interpreter()), expected, atol=1e-4)
+    np.testing.assert_allclose(run(x, p, jnp.float32, mosaic_gpu.interpreter()), expected, atol=1e-4)
 
 
 def test_layout_refuses_what_the_kernel_cannot_hold():
