@@ -13,6 +13,7 @@ The folder of a run:
 
 from __future__ import annotations
 
+import itertools
 import resource
 import shutil
 import time
@@ -123,7 +124,7 @@ class Study:
     def compute(
         self, row: sweep.Row, replicate: int, weights: Any, reference: evaluate.Reference, inputs: dict[str, jax.Array]
     ) -> dict[str, Any]:
-        """One row: the recipe, then every number. The float row is its own reference."""
+        """One row: the recipe, then every number. The float row's are those of the reference."""
         key = jax.random.fold_in(jax.random.key(self.config["seed"]), replicate)
         leaves: list[dict[str, Any]] = []
         program, params, targets = weights, weights, []
@@ -145,10 +146,14 @@ class Study:
             for leaf in report.rows:
                 self.log({"row": row.name, "seed": replicate, "leaf": leaf["path"], "seconds": leaf["seconds"]})
         with self.timed(row.name, "evaluate", replicate):
-            scores = evaluate.evaluate(
-                subject.runnable(self.subject), program, self.batches,
-                reference=None if row.method == sweep.FLOAT else reference, progress=_bar(row.name),
-            )  # fmt: skip
+            if row.method == sweep.FLOAT:  # the reference has run through all but the head already
+                turn = itertools.count()
+                scores = evaluate.evaluate(lambda *_: reference(next(turn)), program, self.batches)
+            else:
+                runnable = subject.runnable(self.subject)
+                scores = evaluate.evaluate(
+                    runnable, program, self.batches, reference=reference, progress=_bar(row.name)
+                )
         with self.timed(row.name, "size", replicate):
             bits = evaluate.bpw_model(params)
             size = evaluate.disk_bytes(params)
