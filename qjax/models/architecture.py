@@ -1,4 +1,4 @@
-"""A decoder's architecture as data."""
+"""An architecture as data: a decoder's, or an encoder's."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 CHOICES = {
     "norm": ("rms", "layer"),
-    "placement": ("pre", "post", "both"),
+    "placement": ("pre", "post", "both", "sum"),
     "qk_norm": (None, "head", "width"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu"),
 }
+HEADS = ("states", "words", "each", "first", "pooled")
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,83 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Sizes and variants of a decoder; as they stand, a Llama: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+class Patches:
+    """Pictures as tokens: each patch is one, read row by row, behind a first token that is learned.
 
     Args:
-        vocab, width, layers, heads, kv_heads, head_dim, ffn: sizes; `width` is that of the residual stream.
+        image, patch: height and width in pixels.
+        channels: numbers in a pixel.
+
+    Raises:
+        ValueError: patches that do not fill the picture.
+
+    >>> Patches((224, 224), (16, 16)).count
+    196
+    """
+
+    image: tuple[int, int]
+    patch: tuple[int, int]
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if min(*self.image, *self.patch, self.channels) < 1 or any(
+            whole % part for whole, part in zip(self.image, self.patch, strict=True)
+        ):
+            raise ValueError(
+                f"patches of {self.patch} pixels with {self.channels} channels do not fill a picture of {self.image}"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many patches a picture has."""
+        return (self.image[0] // self.patch[0]) * (self.image[1] // self.patch[1])
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a patch has."""
+        return self.channels * math.prod(self.patch)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What makes an encoder of an architecture: tokens attend to one another in both directions, and a head reads them.
+
+    Args:
+        types: rows of a table that is added by the type of a token (BERT's segments); 0 where there is none.
+        patches: how pictures become tokens; None where tokens are words.
+        head: what comes out. "states" of every token; logits of the "words" in every place, through a linear map, the
+            activation, a norm and the embedding (masked language models); or classes by a linear map of "each" token's
+            state, of the "first" token's, or of that behind one more linear map and tanh, "pooled".
+        classes: outputs of those three; 0 for the others.
+
+    Raises:
+        ValueError: a head that is unknown, or that has no classes where it needs some.
+    """
+
+    types: int = 0
+    patches: Patches | None = None
+    head: str = "states"
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ValueError(f"Encoding.head must be one of {HEADS}, got {self.head!r}")
+        if self.types < 0 or self.classes < 0 or (self.classes > 0) != (self.head in ("each", "first", "pooled")):
+            raise ValueError(
+                f"Encoding has types={self.types}, classes={self.classes} for head={self.head!r}; classes are for the "
+                "heads each, first and pooled"
+            )
+        if self.patches is not None and (self.types or self.head == "words"):
+            raise ValueError(f"patches of a picture have neither types nor words: types={self.types}, {self.head!r}")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes and variants of a model; as they stand, a Llama: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+
+    Args:
+        vocab, width, layers, heads, kv_heads, head_dim, ffn: sizes; `width` is that of the residual stream, and `vocab`
+            is 0 where tokens are patches of pictures.
         eps: what a norm adds under its root.
         theta: base of RoPE's frequencies.
         rope_factors: divisor of each frequency, one per pair of channels: interpolation and Llama 3.1's rule are this.
@@ -58,7 +131,8 @@ class Architecture:
         qkv_bias, o_bias, ffn_bias: which projections add one.
         context: tokens the model was made for; rows of the table where positions are learned.
         norm: "rms", or "layer" with a mean and a bias.
-        placement: norms in front of attention and FFN ("pre"), on what they add to the stream ("post"), or "both".
+        placement: norms in front of attention and FFN ("pre"), on what they add to the stream ("post"), or "both"; or
+            on each sum, the embedding among them, so that the stream itself is normalized ("sum", as in BERT).
         qk_norm: queries and keys normalized before RoPE, by "head" or over the "width" of all heads.
         activation: "silu", "gelu", "gelu_tanh" or "relu".
         gated: activation(gate) * up; else activation(up).
@@ -75,9 +149,10 @@ class Architecture:
             divisors `long_factors`; None where they are the same at any length.
         rope_scale: factor of the channels that RoPE turns.
         experts: FFNs among which each token's are chosen; None for one FFN a layer.
+        encoding: what makes it an encoder; None for a decoder.
 
     Raises:
-        ValueError: values that no decoder has, by the field's name.
+        ValueError: values that no model has, by the field's name.
 
     >>> Architecture(vocab=32, width=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=16).parameters
     1832
@@ -116,9 +191,12 @@ class Architecture:
     original_context: int | None = None
     rope_scale: float = 1.0
     experts: Experts | None = None
+    encoding: Encoding | None = None
 
     def __post_init__(self) -> None:
-        for field in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ffn", "context"):
+        if self.vocab < 0 or (self.vocab == 0) != self.pictures:
+            raise ValueError(f"Architecture.vocab must be positive, and 0 for patches of pictures; got {self.vocab}")
+        for field in ("width", "layers", "heads", "kv_heads", "head_dim", "ffn", "context"):
             if getattr(self, field) < 1:
                 raise ValueError(f"Architecture.{field} must be positive, got {getattr(self, field)}")
         if self.heads % self.kv_heads:
@@ -147,6 +225,30 @@ class Architecture:
             )
         if self.window_theta is not None and not any(self.windows):
             raise ValueError(f"window_theta={self.window_theta} is for layers with a window, and none has one")
+        self._check_encoding()
+
+    def _check_encoding(self) -> None:
+        """What only decoders have, and what only encoders have."""
+        if self.encoding is None:
+            if self.placement == "sum":
+                raise ValueError('placement="sum" is an encoder\'s; set encoding')
+            return
+        if any(self.windows) or not self.tied or self.logit_cap is not None:
+            raise ValueError(
+                f"windows={self.windows}, tied={self.tied}, logit_cap={self.logit_cap} are for decoders; an encoder's "
+                "head is encoding.head"
+            )
+        patches = self.encoding.patches
+        if patches is not None and (not self.learned_positions or self.context != patches.count + 1):
+            raise ValueError(
+                f"context={self.context} must be the {patches.count} patches of a picture and one token more, with "
+                "learned_positions"
+            )
+
+    @property
+    def pictures(self) -> bool:
+        """Whether tokens are patches of pictures."""
+        return self.encoding is not None and self.encoding.patches is not None
 
     @property
     def rotated(self) -> int:
@@ -176,7 +278,8 @@ class Architecture:
     def norms(self) -> tuple[str, ...]:
         """Names of a layer's norms between its parts and the stream."""
         before, after = ("attn_norm", "ffn_norm"), ("attn_post_norm", "ffn_post_norm")
-        return {"pre": before, "post": after, "both": (*before, *after)}[self.placement]
+        sums = ("attn_sum_norm", "ffn_sum_norm")
+        return {"pre": before, "post": after, "both": (*before, *after), "sum": sums}[self.placement]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -198,9 +301,9 @@ class Architecture:
             sizes = (query, keys) if self.qk_norm == "width" else (self.head_dim, self.head_dim)
             norms |= {"attn/q_norm": sizes[0], "attn/k_norm": sizes[1]}
         parts = ("scale",) if self.norm == "rms" else ("scale", "bias")
-        shapes: dict[str, tuple[int, ...]] = {"embed": (self.vocab, self.width)}
-        if self.learned_positions:
-            shapes["positions"] = (self.context, self.width)
+        shapes = self._inputs()
+        if self.placement == "sum":
+            shapes |= {f"embed_norm/{part}": (self.width,) for part in parts}
         for layer in range(self.layers):
             prefix = f"layers/{layer}"
             for name, size in norms.items():
@@ -209,10 +312,37 @@ class Architecture:
                 shapes[f"{prefix}/{name}"] = shape
                 if bias:
                     shapes[f"{prefix}/{name}_bias"] = shape[-1:]
-        shapes |= {f"norm/{part}": (self.width,) for part in parts}
-        if not self.tied:
-            shapes["head"] = (self.width, self.vocab)
+        if self.placement != "sum":
+            shapes |= {f"norm/{part}": (self.width,) for part in parts}
+        return shapes | self._head(parts)
+
+    def _inputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what makes the stream of words or of patches."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        encoding = self.encoding
+        if encoding is not None and encoding.patches is not None:
+            shapes |= {"patches": (encoding.patches.numbers, self.width), "patches_bias": (self.width,)}
+            shapes["first"] = (1, self.width)
+        else:
+            shapes["embed"] = (self.vocab, self.width)
+        if self.learned_positions:
+            shapes["positions"] = (self.context, self.width)
+        if encoding is not None and encoding.types:
+            shapes["types"] = (encoding.types, self.width)
         return shapes
+
+    def _head(self, parts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+        """Shapes of what reads the last states."""
+        if self.encoding is None:
+            return {} if self.tied else {"head": (self.width, self.vocab)}
+        head, square = self.encoding.head, (self.width, self.width)
+        if head == "states":
+            return {}
+        if head == "words":
+            norm = {f"transform_norm/{part}": (self.width,) for part in parts}
+            return {"transform": square, "transform_bias": square[1:], **norm, "words_bias": (self.vocab,)}
+        pooler = {"pooler": square, "pooler_bias": square[1:]} if head == "pooled" else {}
+        return {**pooler, "head": (self.width, self.encoding.classes), "head_bias": (self.encoding.classes,)}
 
     def _ffn(self, layer: int) -> dict[str, tuple[tuple[int, ...], bool]]:
         """Shapes of the kernels of a layer's FFN, or of its experts, and whether each has a bias."""

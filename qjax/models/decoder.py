@@ -43,6 +43,8 @@ from qjax.trace.topology import Topology
 
 Params = Mapping[str, Any]
 FLOAT = FloatCache()
+# Rows that are added to the stream.
+TABLES = ("embed", "positions", "types", "first")
 
 SITES = (
     "attn_norm/output",
@@ -69,6 +71,9 @@ class Decoder:
         scan: parameters hold the layers stacked (`stack_layers`) and run under `lax.scan`; results are equal.
         key_cache, value_cache: codecs of the cached keys and values, used by `decode` only.
 
+    Raises:
+        ValueError: the architecture is an encoder's.
+
     >>> arch = Architecture(vocab=32, width=8, layers=2, heads=4, kv_heads=2, head_dim=4, ffn=16)
     >>> model = Decoder(arch)
     >>> model(model.init(jax.random.key(0)), jnp.zeros((1, 3), jnp.int32)).shape
@@ -79,6 +84,10 @@ class Decoder:
     scan: bool = False
     key_cache: Cache = FLOAT
     value_cache: Cache = FLOAT
+
+    def __post_init__(self) -> None:
+        if self.arch.encoding is not None:
+            raise ValueError(f"{self.arch.encoding} makes an encoder of this architecture; use qjax.models.Encoder")
 
     def __call__(self, params: Params, tokens: Array, positions: Array | None = None) -> Array:
         """Logits of every token.
@@ -98,23 +107,8 @@ class Decoder:
         if tokens.ndim != 2:
             raise ValueError(f"tokens must be [batch, tokens], got shape {tokens.shape}")
         at = _in_order(tokens.shape[1]) if positions is None else positions
-        kept = self._prefix(params)
-        at = prefix.behind(at, kept)
-        x, turns = _embed(self.arch, params, tokens, at), turns_by_kind(self.arch, at, kept + tokens.shape[1])
-        windows = _windows(self.arch)
-        if self.scan:
-
-            def body(x: Array, layer: Any) -> tuple[Array, None]:
-                params, window = layer
-                return block(self.arch, params, x, turns_of(turns, window), positions, window), None
-
-            with jax.named_scope("layers"):
-                x, _ = lax.scan(body, x, (params["layers"], windows))
-        else:
-            for i in range(self.arch.layers):
-                window = None if windows is None else windows[i]
-                with jax.named_scope(f"layers/{i}"):
-                    x = block(self.arch, params["layers"][str(i)], x, turns_of(turns, window), positions, window)
+        x = _embed(self.arch, params, tokens, prefix.behind(at, self._prefix(params)))
+        x = through_layers(self.arch, params["layers"], x, positions, self.scan)
         return _head(self.arch, params["norm"], params["embed" if self.arch.tied else "head"], x)
 
     @property
@@ -124,10 +118,7 @@ class Decoder:
 
     def init(self, key: Array) -> dict[str, Any]:
         """Random float32 parameters, variance 1 / fan-in; for tests and for training from nothing."""
-        shapes = self.arch.shapes
-        keys = jax.random.split(key, len(shapes))
-        leaves = {path: _initial(k, path, shape) for k, (path, shape) in zip(keys, shapes.items(), strict=True)}
-        params = nest(leaves)
+        params = initial(self.arch, key)
         return stack_layers(params) if self.scan else params
 
     def init_cache(self, batch: int, capacity: int) -> Any:
@@ -188,7 +179,34 @@ class Decoder:
         return _head(self.arch, params["norm"], params["embed" if self.arch.tied else "head"], x), state
 
     def _prefix(self, params: Params) -> int:
-        return prefix.slots(params["layers"] if self.scan else params["layers"]["0"])
+        return _slots(params["layers"], self.scan)
+
+
+def through_layers(arch: Architecture, layers: Params, x: Array, positions: Array | None, scan: bool) -> Array:
+    """The stream x [batch, tokens, width] behind all layers, with their parameters one by one or stacked for a scan.
+
+    Positions [batch, tokens] are as in a call of the model; None are 0, 1, 2, ...
+    """
+    kept, tokens = _slots(layers, scan), x.shape[1]
+    at = prefix.behind(_in_order(tokens) if positions is None else positions, kept)
+    turns, windows = turns_by_kind(arch, at, kept + tokens), _windows(arch)
+    if scan:
+
+        def body(x: Array, layer: Any) -> tuple[Array, None]:
+            params, window = layer
+            return block(arch, params, x, turns_of(turns, window), positions, window), None
+
+        with jax.named_scope("layers"):
+            return lax.scan(body, x, (layers, windows))[0]
+    for i in range(arch.layers):
+        window = None if windows is None else windows[i]
+        with jax.named_scope(f"layers/{i}"):
+            x = block(arch, layers[str(i)], x, turns_of(turns, window), positions, window)
+    return x
+
+
+def _slots(layers: Params, scan: bool) -> int:
+    return prefix.slots(layers if scan else layers["0"])
 
 
 def _named_norm(arch: Architecture, layer: Params, name: str, x: Array) -> Array:
@@ -201,8 +219,10 @@ def _windows(arch: Architecture) -> np.ndarray | None:
     return np.array([arch.window(i) for i in range(arch.layers)], np.int32) if any(arch.windows) else None
 
 
-def _seen(positions: Array, slots: Array, window: Array | None) -> Array:
-    """`visible` [batch, 1, tokens, slots] within the latest `window` tokens; 0 is all."""
+def _seen(arch: Architecture, positions: Array, slots: Array, window: Array | None) -> Array:
+    """`visible` [batch, 1, tokens, slots] within the latest `window` tokens, 0 for all; an encoder sees all."""
+    if arch.encoding is not None:
+        return (slots >= 0)[:, None, None, :]
     seen = visible(positions, slots)
     if window is None:
         return seen
@@ -271,10 +291,11 @@ def _layer(
     mixed, state = attend(q, k, v)
     mixed = checkpoint_name(mixed.reshape(batch, tokens, arch.heads * arch.head_dim), "attn/mixed")
     between = x + _named_norm(arch, layer, "attn_post_norm", linear(attn, "o", mixed))
-    between = checkpoint_name(between, "residual/attn")
+    between = checkpoint_name(_named_norm(arch, layer, "attn_sum_norm", between), "residual/attn")
     h = _named_norm(arch, layer, "ffn_norm", x if arch.parallel else between)
     y = mixture(arch, ffn, h) if "router" in ffn else feed_forward(arch, ffn, h, "ffn/product")
-    return checkpoint_name(between + _named_norm(arch, layer, "ffn_post_norm", y), "residual/ffn"), state
+    after = between + _named_norm(arch, layer, "ffn_post_norm", y)
+    return checkpoint_name(_named_norm(arch, layer, "ffn_sum_norm", after), "residual/ffn"), state
 
 
 def _scaled(arch: Architecture, q: Array) -> Array:
@@ -292,7 +313,7 @@ def block(
 ) -> Array:
     """One layer on x [batch, tokens, width]; `turns` from `rotations(arch, positions)`, `window` an int32, 0 for all.
 
-    Positions None are 0, 1, 2, ...: attention then skips most of what the mask would hide.
+    Positions None are 0, 1, 2, ...: a decoder's attention then skips most of what the mask would hide.
     """
     tokens, kept = x.shape[1], prefix.slots(layer)
     at = prefix.behind(_in_order(tokens) if positions is None else positions, kept)
@@ -301,7 +322,8 @@ def block(
     def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
         q, k, v = _scaled(arch, q), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         k, v = prefix.before(layer, "key", k), prefix.before(layer, "value", v)
-        whole = causal_parts(tokens) if positions is None else [(0, tokens, tokens)]
+        ordered = positions is None and arch.encoding is None
+        whole = causal_parts(tokens) if ordered else [(0, tokens, tokens)]
         parts = [(start, stop, kept + slots) for start, stop, slots in whole]
 
         def scores(start: int, stop: int, slots: int) -> Array:
@@ -309,7 +331,7 @@ def block(
 
         def probabilities(start: int, stop: int, slots: int) -> Array:
             own = s[:, :, start:stop, :slots]
-            seen = _seen(at[:, start:stop], places[:, :slots], window)
+            seen = _seen(arch, at[:, start:stop], places[:, :slots], window)
             return jax.nn.softmax(jnp.where(seen, own, jnp.full_like(own, MASKED)), axis=-1)
 
         # Sites are whole squares; where no tap sits on them, the compiler sees that only the parts are read.
@@ -341,7 +363,7 @@ def cached_block(
         s = model.key_cache.scores(keys, _scaled(model.arch, q), positions)
         if window is not None or model.arch.score_cap is not None:
             # Which position a slot holds the cache knows; its values are not read for that.
-            seen = _seen(positions, model.key_cache.decode(keys)[1], window)
+            seen = _seen(model.arch, positions, model.key_cache.decode(keys)[1], window)
             s = jnp.where(seen, _capped(s, model.arch.score_cap), jnp.full_like(s, MASKED))
         s = jnp.concatenate([first(q), s], axis=-1) if kept else s
         p = checkpoint_name(jax.nn.softmax(checkpoint_name(s, "attn/scores"), axis=-1), "attn/probabilities")
@@ -353,10 +375,16 @@ def cached_block(
     def first(q: Array) -> Array:
         """Scores of the prefix, which no cache holds."""
         s = grouped_scores(_scaled(model.arch, q), prefix.remembered(layer, "key", len(x)))
-        seen = _seen(prefix.behind(positions, kept), jnp.arange(kept, dtype=jnp.int32)[None], window)
+        seen = _seen(model.arch, prefix.behind(positions, kept), jnp.arange(kept, dtype=jnp.int32)[None], window)
         return jnp.where(seen, _capped(s, model.arch.score_cap), jnp.full_like(s, MASKED))
 
     return _layer(model.arch, layer, x, turns, attend)
+
+
+def initial(arch: Architecture, key: Array) -> dict[str, Any]:
+    """Random float32 parameters of an architecture, variance 1 / fan-in, gains one and biases zero."""
+    keys = jax.random.split(key, len(arch.shapes))
+    return nest({path: _initial(k, path, shape) for k, (path, shape) in zip(keys, arch.shapes.items(), strict=True)})
 
 
 def _initial(key: Array, path: str, shape: tuple[int, ...]) -> Array:
@@ -364,7 +392,7 @@ def _initial(key: Array, path: str, shape: tuple[int, ...]) -> Array:
         return jnp.ones(shape, jnp.float32)
     if path.endswith(("_bias", "/bias")):
         return jnp.zeros(shape, jnp.float32)
-    fan_in = shape[1] if path in ("embed", "positions") else shape[-2]
+    fan_in = shape[1] if path in TABLES else shape[-2]
     return jax.random.normal(key, shape, jnp.float32) * jnp.float32(fan_in**-0.5)
 
 

@@ -1,4 +1,4 @@
-"""How a decoder's parameters are wired, derived from its architecture."""
+"""How a model's parameters are wired, derived from its architecture."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from qjax.trace.topology import Norm, Port, Product, Scores, Topology, Values
 
 
 def topology(arch: Architecture, scan: bool = False) -> Topology:
-    """The wiring record of a decoder; with `scan` the paths are those of stacked layers.
+    """The wiring record of a decoder or an encoder; with `scan` the paths are those of stacked layers.
 
     A tied embedding is a writer (its rows enter the stream), a reader and the last norm's consumer (as the head).
 
     What an architecture forbids is not in the record. A norm on what a layer adds to the stream has a gain that no
-    matrix can take, so that no rotation of the stream is exact: there are neither readers nor writers. Normalized
+    matrix can take, so that no rotation of the stream is exact: there are neither readers nor writers; nor are there
+    where the stream itself is normalized, whose gains the next sum reads too, or where its states come out. Normalized
     queries and keys pass no scale, and the record has no word for pairs among the first channels of a head: no scores.
 
     A leaf of experts is one port: what is folded into it is folded into each of its matrices. The router and the gate
@@ -22,10 +23,8 @@ def topology(arch: Architecture, scan: bool = False) -> Topology:
     >>> topology(arch).products[1].down
     Port(path='layers/1/ffn/down', axis=-2, bias=None)
     """
-    head = Port("embed", -1) if arch.tied else Port("head", -2)
-    readers, writers = [], [Port("embed", -1)]
-    if arch.learned_positions:
-        writers.append(Port("positions", -1))
+    last = _head(arch)
+    readers, writers = [], _inputs(arch)
     norms, values, scores, products = [], [], [], []
     sizes = {"heads": arch.heads, "kv_heads": arch.kv_heads, "head_dim": arch.head_dim}
     for layer, prefix in enumerate(["layers"] if scan else [f"layers/{i}" for i in range(arch.layers)]):
@@ -42,9 +41,25 @@ def topology(arch: Architecture, scan: bool = False) -> Topology:
         if arch.qk_norm is None and arch.rotated in (0, arch.head_dim):
             scores.append(Scores(q, k, **sizes, rope="halves" if arch.rotated else None))
         products += own
-    norms.append(_norm(arch, "norm", (head,)))
-    stream = ((*readers, head), tuple(writers)) if arch.placement == "pre" else ((), ())
+    if last and arch.placement != "sum":
+        norms.append(_norm(arch, "norm", last))
+    stream = ((*readers, *last), tuple(writers)) if arch.placement == "pre" and last else ((), ())
     return Topology(*stream, tuple(norms), tuple(values), tuple(scores), tuple(products), rms=arch.norm == "rms")
+
+
+def _inputs(arch: Architecture) -> list[Port]:
+    """What writes the stream first."""
+    first = [_output("patches", True), Port("first", -1)] if arch.pictures else [Port("embed", -1)]
+    tables = {"positions": arch.learned_positions, "types": arch.encoding is not None and arch.encoding.types > 0}
+    return [*first, *(Port(name, -1) for name, there in tables.items() if there)]
+
+
+def _head(arch: Architecture) -> tuple[Port, ...]:
+    """What reads the last states; nothing if they come out."""
+    if arch.encoding is None:
+        return (Port("embed", -1) if arch.tied else Port("head", -2),)
+    names = {"states": (), "words": ("transform",), "pooled": ("pooler",)}.get(arch.encoding.head, ("head",))
+    return tuple(Port(name, -2) for name in names)
 
 
 def _feed_forward(arch: Architecture, ffn: str, layer: int) -> tuple[list[Product], tuple[Port, ...]]:
