@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from qjax.models.architecture import Architecture, Experts, llama3_rope_factors
+from qjax.models.encoding import Encoding, Patches
 from qjax.models.families import FAMILIES, INERT, KEYS, Family
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "rms_norm_eps")
@@ -97,8 +98,39 @@ def _architecture(config: dict[str, Any]) -> Architecture:
         "score_cap": given.get("attn_logit_softcapping"),
         "logit_cap": given.get("final_logit_softcapping"),
         "experts": _experts(given, layers),
+        "encoding": (encoding := _encoding(config, given, family)),
     }
+    if encoding is not None and encoding.patches is not None:
+        variants["context"] = encoding.patches.count + 1
     return Architecture(**{**variants, **family.fields})
+
+
+def _encoding(config: dict[str, Any], given: dict[str, Any], family: Family) -> Encoding | None:
+    """`Architecture.encoding` of a family that has one: the head by the model's class, no head if none is named."""
+    if not family.heads:
+        return None
+    named = next(iter(config.get("architectures") or family.heads))
+    if named not in family.heads:
+        raise ValueError(
+            f"config.json: architectures names {named!r}; heads known are those of {', '.join(family.heads)}"
+        )
+    head = family.heads[named]
+    classes = len(config.get("id2label") or ()) or int(config.get("num_labels") or 2)
+    patches = None
+    if "image_size" in given:
+        patches = Patches(_pair(given["image_size"]), _pair(given["patch_size"]), int(given["num_channels"]))
+    return Encoding(
+        types=int(given.get("type_vocab_size") or 0),
+        patches=patches,
+        head=head,
+        classes=0 if head in ("states", "words") else classes,
+    )
+
+
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    """Height and width, which may be one number."""
+    height, width = size if isinstance(size, list) else (size, size)
+    return int(height), int(width)
 
 
 def _refuse_unknown(config: dict[str, Any], kind: str, family: Family) -> None:

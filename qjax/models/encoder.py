@@ -26,8 +26,9 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from qjax.models import wiring
-from qjax.models.architecture import Architecture, Patches
+from qjax.models.architecture import Architecture
 from qjax.models.decoder import initial, stack_layers, through_layers
+from qjax.models.encoding import Patches
 from qjax.models.feed_forward import ACTIVATIONS, linear
 from qjax.models.norms import normed
 from qjax.trace.topology import Topology
@@ -50,7 +51,7 @@ class Encoder:
     Raises:
         ValueError: the architecture is a decoder's.
 
-    >>> from qjax.models import Encoding
+    >>> from qjax.models.encoding import Encoding
     >>> sizes = dict(vocab=32, width=8, layers=2, heads=2, kv_heads=2, head_dim=4, ffn=16)
     >>> model = Encoder(Architecture(**sizes, encoding=Encoding(head="first", classes=3)))
     >>> model(model.init(jax.random.key(0)), jnp.zeros((1, 5), jnp.int32)).shape

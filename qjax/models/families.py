@@ -1,4 +1,4 @@
-"""The decoder families of Hugging Face as data: what their tensors and settings are called, and what they mean here.
+"""The families of Hugging Face as data: what their tensors and settings are called, and what they mean here.
 
 Read from the configurations and models of transformers 5.23, `models/<model_type>/`. A setting that is neither in
 `KEYS`, nor in the family's own `settings`, nor known to leave the function alone is refused.
@@ -47,6 +47,8 @@ class Family:
         skipped_positions: rows of the table of positions before that of position 0.
         scaled_embedding: embedded tokens are multiplied by sqrt(width).
         ffn_ratio: the FFN's channels for each of the stream, where config.json is silent.
+        heads: for encoders, the class of a model in transformers -> `Encoding.head`; another class is refused.
+        spare: what the names of a head's modules begin with; left out where the model's head has no such parameter.
         base: what the names of a checkpoint of the bare model, without a head, do not begin with.
         model: the class of transformers that a written config.json names; None where the family is only read, because
             it stores several matrices as one or other numbers than ours.
@@ -64,6 +66,8 @@ class Family:
     skipped_positions: int = 0
     scaled_embedding: bool = False
     ffn_ratio: int | None = None
+    heads: Mapping[str, str] = field(default_factory=dict)
+    spare: tuple[str, ...] = ()
     base: str = ""
     model: str | None = None
 
@@ -90,6 +94,8 @@ INERT = {
     *("pretraining_tp", "is_llama_config", "rope_interleaved", "transformers.js_config"),
     *("_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "n_ctx"),
     *("_sliding_window_pattern", "reorder_and_upcast_attn", "router_aux_loss_coef", "router_jitter_noise"),
+    *("attention_probs_dropout_prob", "hidden_dropout_prob", "encoder_stride"),
+    *(f"pooler_{name}" for name in ("fc_size", "num_attention_heads", "num_fc_layers", "size_per_head", "type")),
     *("output_router_logits", "use_flash_attention", "model_max_length"),
     *(f"summary_{name}" for name in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")),
 }  # fmt: skip
@@ -126,6 +132,7 @@ QWEN_SHARED = {
 }
 ROUTED = {"decoder_sparse_step": 1, "mlp_only_layers": None, "norm_topk_prob": False, "num_local_experts": None}
 LEARNED = {"norm": "layer", "gated": False, "rotary": 0, "learned_positions": True}
+BOTH_WAYS = {**LEARNED, "qkv_bias": True, "o_bias": True, "ffn_bias": True}
 SWITCHED = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
 
 FAMILIES: Mapping[str, Family] = {
@@ -334,5 +341,83 @@ FAMILIES: Mapping[str, Family] = {
         fields=LEARNED,
         skipped_positions=2,
         base="model.",
+    ),
+    "bert": Family(
+        {
+            **{f"attention.self.{name}": f"attn/{name[0]}" for name in ("query", "key", "value")},
+            "attention.output.dense": "attn/o",
+            "attention.output.LayerNorm": "attn_sum_norm",
+            "intermediate.dense": "ffn/up",
+            "output.dense": "ffn/down",
+            "output.LayerNorm": "ffn_sum_norm",
+        },
+        layers="bert.encoder.layer.",
+        outer={
+            "bert.embeddings.word_embeddings": "embed",
+            "bert.embeddings.position_embeddings": "positions",
+            "bert.embeddings.token_type_embeddings": "types",
+            "bert.embeddings.LayerNorm": "embed_norm",
+            "bert.pooler.dense": "pooler",
+            "cls.predictions": "words",
+            "cls.predictions.transform.dense": "transform",
+            "cls.predictions.transform.LayerNorm": "transform_norm",
+            "classifier": "head",
+            "qa_outputs": "head",
+        },
+        names={"rms_norm_eps": "layer_norm_eps"},
+        settings={
+            "hidden_act": "gelu",
+            "rms_norm_eps": 1e-12,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": True,
+            "type_vocab_size": 2,
+        },
+        only={"is_decoder": False, "position_embedding_type": "absolute", "directionality": "bidi"},
+        fields={**BOTH_WAYS, "placement": "sum"},
+        heads={
+            "BertModel": "states",
+            "BertForMaskedLM": "words",
+            "BertForPreTraining": "words",
+            "BertForSequenceClassification": "pooled",
+            "BertForTokenClassification": "each",
+            "BertForQuestionAnswering": "each",
+        },
+        spare=("bert.pooler.", "cls."),
+        base="bert.",
+    ),
+    "vit": Family(
+        {
+            "layernorm_before": "attn_norm",
+            **{f"attention.attention.{name}": f"attn/{name[0]}" for name in ("query", "key", "value")},
+            "attention.output.dense": "attn/o",
+            "layernorm_after": "ffn_norm",
+            "intermediate.dense": "ffn/up",
+            "output.dense": "ffn/down",
+        },
+        layers="vit.encoder.layer.",
+        outer={
+            "vit.embeddings.cls_token": "first",
+            "vit.embeddings.patch_embeddings.projection": "patches",
+            "vit.embeddings.position_embeddings": "positions",
+            "vit.layernorm": "norm",
+            "classifier": "head",
+        },
+        names={"rms_norm_eps": "layer_norm_eps", "attention_bias": "qkv_bias"},
+        settings={
+            "vocab_size": 0,
+            "hidden_act": "gelu",
+            "rms_norm_eps": 1e-12,
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "image_size": 224,
+            "patch_size": 16,
+            "num_channels": 3,
+            "pooler_output_size": None,
+            "pooler_act": "tanh",
+        },
+        fields={name: value for name, value in BOTH_WAYS.items() if name != "qkv_bias"},
+        heads={"ViTModel": "states", "ViTForImageClassification": "first"},
+        spare=("vit.pooler.",),
+        base="vit.",
     ),
 }

@@ -1,4 +1,4 @@
-"""One door to every model that can be read."""
+"""The doors to every model that can be read: one to decoders, one to encoders."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from qjax.models import configuration, gguf, safetensors, tokenizer
 from qjax.models.decoder import Decoder
+from qjax.models.encoder import Encoder
 from qjax.models.tokenizer import Tokenizer
 
 SMOLLM2 = "smollm2-135m"
@@ -44,11 +45,40 @@ def load(source: str | Path | None = None, quantized: bool = False) -> tuple[Dec
     if quantized and config.get("quantization_config") is None:
         raise ValueError(f"{path} holds float weights; quantized=True is for a GGUF file")
     arch = configuration.read_architecture(config)
+    if arch.encoding is not None:
+        raise ValueError(f"{path} holds an encoder ({config['model_type']}); use qjax.models.load_encoder")
     if not (path / "tokenizer.json").is_file():
         raise FileNotFoundError(f"{path} lacks tokenizer.json")
+    return Decoder(arch), safetensors.read_parameters(path, arch, config), _words(path, config)
+
+
+def load_encoder(source: str | Path) -> tuple[Encoder, Any, Tokenizer | None]:
+    """An encoder, its parameters, and its tokenizer if there is one: BERT's kind or ViT's.
+
+    Args:
+        source: a folder with config.json, safetensors and, for words, tokenizer.json; or a hub id. The class that
+            config.json names says which head the model has.
+
+    Returns:
+        (model, params, tokenizer): `model(params, tokens)`, or `model(params, pictures)`, gives what its head makes.
+
+    Raises:
+        FileNotFoundError: if there is nothing at `source`.
+        ValueError: if what is there cannot be read, saying why, or is a decoder.
+        ConnectionError: if a hub id cannot be fetched.
+    """
+    path = find(source)
+    config = safetensors.read_config(path)
+    arch = configuration.read_architecture(config)
+    if arch.encoding is None:
+        raise ValueError(f"{path} holds a decoder ({config['model_type']}); use qjax.models.load")
+    words = _words(path, config) if (path / "tokenizer.json").is_file() else None
+    return Encoder(arch), safetensors.read_parameters(path, arch, config), words
+
+
+def _words(folder: Path, config: dict[str, Any]) -> Tokenizer:
     ids = (_first(config.get(f"{name}_token_id")) for name in ("bos", "eos", "pad"))
-    words = tokenizer.from_file(path / "tokenizer.json", *ids)
-    return Decoder(arch), safetensors.read_parameters(path, arch, config), words
+    return tokenizer.from_file(folder / "tokenizer.json", *ids)
 
 
 def find(source: str | Path | None = None) -> Path:

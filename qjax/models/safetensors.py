@@ -21,13 +21,18 @@ from qjax.io import cache_scales
 from qjax.io.containers import schemes
 from qjax.io.tensors import INDEX, Place, open_tensors
 from qjax.models.architecture import Architecture
-from qjax.models.decoder import nest
+from qjax.models.decoder import TABLES, nest
 from qjax.models.families import FAMILIES, Entry, Family, Fused
 from qjax.models.gguf import checked
 from qjax.trace.sites import Program
 
 # Written by old versions of transformers; computed here.
 DERIVED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+DERIVED += ("embeddings.position_ids",)
+# What TensorFlow's checkpoints call the parameters of a norm.
+OLD = {"gamma": "weight", "beta": "bias"}
+# Parameters that are those of no module below their model.
+BARE = ("cls_token", "position_embeddings")
 # The number of an expert in the name of a module; in the name of a matrix of ours it is gate[3].
 NUMBER = re.compile(r"(?<=\.experts\.)(?:0|[1-9]\d{0,4})(?=\.)")
 FLOATS = ("float32", "float16", "bfloat16")
@@ -54,7 +59,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str, Any] | Program:
-    """All parameters in the decoder's tree; files are memory-mapped, one tensor (or leaf of experts) is read at a time.
+    """All parameters in our model's tree; files are memory-mapped, one tensor (or leaf of experts) is read at a time.
 
     Floats become float32 arrays; matrices that `quantization_config` names become `QArray`s [inputs, outputs] with the
     codes, scales and zero points of the file, `Pre(Quantize, q)` where it says that inputs are rounded too, and
@@ -76,7 +81,7 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
     modules: dict[str, dict[str, np.ndarray]] = {}
     entries: dict[str, dict[int, Any]] = {}
     scales: dict[str, np.ndarray] = {}
-    for name, tensor in _parts(stored, arch):
+    for name, tensor in _parts(stored, arch, family):
         module, suffix = _module(name)
         if cache is not None and suffix in cache_scales.SITES and module.startswith(family.layers):
             scales[f"layers/{module.removeprefix(family.layers).partition('.')[0]}/attn/{suffix}"] = tensor
@@ -125,7 +130,7 @@ def places(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str
     whole: dict[str, Any] = {}
     entries: dict[str, dict[int, tuple[int, ...]]] = {}
     for file in _files(folder):
-        for name, tensor in _parts(open_tensors(file), arch):
+        for name, tensor in _parts(open_tensors(file), arch, family):
             target, suffix = _float_target(family, folder, name, tensor), _module(name)[1]
             if isinstance(target, Fused) or family.model is None:
                 raise ValueError(
@@ -210,11 +215,24 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _parts(stored: Mapping[str, np.ndarray], arch: Architecture) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors that are parameters."""
+def _parts(stored: Mapping[str, np.ndarray], arch: Architecture, family: Family) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors that are parameters of a model with this head."""
     for name, tensor in stored.items():
-        if not name.endswith(DERIVED) and not (arch.tied and name == "lm_head.weight"):
+        if (
+            not name.endswith(DERIVED)
+            and not (arch.tied and name == "lm_head.weight")
+            and not _spare(family, arch, name)
+        ):
             yield name, tensor
+
+
+def _spare(family: Family, arch: Architecture, name: str) -> bool:
+    """Whether a tensor belongs to another head than the architecture's, or is the embedding once more."""
+    if not any(whole.startswith(family.spare) for whole in (name, family.base + name)):
+        return False
+    module, suffix = _module(name)
+    target = _target(family, module)
+    return not isinstance(target, str) or _path(target, suffix) not in arch.shapes
 
 
 def _stacked(path: str, matrices: Mapping[int, Any], shape: tuple[int, ...]) -> Any:
@@ -262,7 +280,10 @@ def _float_target(family: Family, folder: Path, name: str, tensor: np.ndarray) -
 def _module(name: str) -> tuple[str, str]:
     """The module of a tensor, and what follows it: bitsandbytes has `weight.absmax` beside `weight`."""
     module, inside, rest = name.partition(".weight.")
-    return (module, f"weight.{rest}") if inside else (name.rpartition(".")[0], name.rpartition(".")[2])
+    if inside:
+        return module, f"weight.{rest}"
+    module, _, suffix = name.rpartition(".")
+    return (name, "weight") if suffix in BARE else (module, OLD.get(suffix, suffix))
 
 
 def _linear(family: Family, module: str) -> bool:
@@ -274,7 +295,7 @@ def _linear(family: Family, module: str) -> bool:
     target = target.path if isinstance(target, Entry) else target
     paths = target.parts if isinstance(target, Fused) else () if target is None else (target,)
     return any(
-        path == "head" or "/attn/" in path or "/ffn/" in path
+        path in ("head", "transform", "pooler") or "/attn/" in path or "/ffn/" in path
         for path in paths
         if not path.endswith(("norm", "/router"))
     )
@@ -309,8 +330,10 @@ def _parameters(family: Family, arch: Architecture, target: str | Fused, suffix:
     path = _path(target, suffix)
     if path.endswith("/scale"):
         return {path: w + jnp.float32(family.gain_offset)}
-    if path == "positions":
-        return {path: w[family.skipped_positions :]}
+    if path in TABLES:
+        return {path: w.reshape(-1, w.shape[-1])[family.skipped_positions if path == "positions" else 0 :]}
+    if path == "patches":  # a convolution over [outputs, channels, height, width]
+        w = w.reshape(w.shape[0], -1)
     return {path: w.T if _transposed(family, path, w) else w}
 
 
@@ -323,7 +346,7 @@ def _path(target: str, suffix: str) -> str:
 
 def _transposed(family: Family, path: str, w: Array | np.ndarray) -> bool:
     """Whether a file has the transpose of our matrix; tables of rows are as they are."""
-    return w.ndim == 2 and path not in ("embed", "positions") and not family.inputs_first
+    return w.ndim == 2 and path not in TABLES and not family.inputs_first
 
 
 def _apart(target: Fused, arch: Architecture, rows: Array) -> list[Array]:
