@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -212,6 +213,18 @@ def test_a_vit_is_read(tmp_path):
     model, again, _ = load_encoder(folder_of(tmp_path / "m", config, tensors))
     assert model == Encoder(VIT)
     jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_settings_of_any_structure_are_read_or_refused():
+    junk = [None, True, -1, 0, 1, 2**40, 1e30, float("nan"), "", "x", [], [1], [1, 2], [None, 1], {}, {"a": 1}]
+    named = {"id2label": {"0": "a"}, "num_labels": 1}
+    bert = {**WORDS, "architectures": ["BertForTokenClassification"], "type_vocab_size": 2, **named}
+    vit = {**VIT_CONFIG, "architectures": ["ViTForImageClassification"], "num_channels": 3, **named}
+    for config in (bert, vit):
+        for key in config.keys() - {"model_type"}:
+            for value in junk:
+                with contextlib.suppress(ValueError):
+                    assert read_architecture({**config, key: value}).encoding is not None
 
 
 def test_what_an_encoder_is_not_is_refused(tmp_path):
