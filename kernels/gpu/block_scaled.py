@@ -108,8 +108,9 @@ def matmul(
     """(x [M, K] under x_scale) @ (w [N, K] under w_scale)^T -> [M, N] float32; scales from `pack`.
 
     Codes float4_e2m1fn under scales float8_e4m3fn of 16 or float8_e8m0fnu of 32 codes, or codes float8_e4m3fn under
-    the latter. A tensor scale, as NVFP4 has one, is a factor of the result. M is padded to whole tiles. `interpret`: an
-    `InterpretGPUParams`. No gradients: both operands are codes. ValueError for what does not fit. Needs jax 0.12.
+    the latter. No scale may be negative: the tensor core reads them without a sign. A tensor scale, as NVFP4 has one,
+    is a factor of the result. M is padded to whole tiles. `interpret`: an `InterpretGPUParams`. No gradients: both
+    operands are codes. ValueError for what does not fit. Needs jax 0.12.
     """
     (M, K), N = x.shape, w.shape[0]
     why = _misfit(x, w, x_scale, w_scale)
