@@ -98,13 +98,23 @@ def read(module: str, inputs: Inputs, tensors: Mapping[str, np.ndarray]) -> Quan
     if inputs.tensor is None:
         return Quantize.dynamic(inputs.format)
     stored = tensors.get(inputs.tensor)
-    floating = stored is not None and stored.dtype.name in ("float32", "bfloat16", "float16")
-    if stored is None or not floating or stored.size != 1 or not 0 < float(stored.reshape(())) < np.inf:
+    if stored is None or stored.size != 1 or not positive(stored):
         raise ValueError(f"{module}: its settings want one positive {inputs.tensor}, the file has {stored}")
     if isinstance(inputs.format.scale, Format):
         scale = stored.astype(np.float32)
         divides = inputs.tensor == DIVISOR
         return Quantize.under(inputs.format, reciprocal(f"{module}.{DIVISOR}", scale) if divides else scale)
-    scale = narrowest(stored.reshape(1, 1))
-    fmt = as_format(inputs.format.name.removesuffix("_f32")) if scale.dtype.name == "bfloat16" else inputs.format
+    return under(inputs.format, stored.reshape(1, 1))
+
+
+def positive(scales: np.ndarray) -> bool:
+    """Whether they are floats of a file, all finite and above zero."""
+    floating = scales.dtype.name in ("float32", "bfloat16", "float16")
+    return floating and bool(np.all((scales.astype(np.float32) > 0) & np.isfinite(scales.astype(np.float32))))
+
+
+def under(format: Format, scale: np.ndarray) -> Quantize:
+    """Rounding under static scales [batch..., 1, 1] of a tensor, in the narrowest float that keeps them."""
+    scale = narrowest(scale)
+    fmt = as_format(format.name.removesuffix("_f32")) if scale.dtype.name == "bfloat16" else format
     return Quantize(fmt, Grid((jnp.asarray(scale),), None, None, Meta(fmt.element, (FULL, FULL))))

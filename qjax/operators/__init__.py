@@ -31,6 +31,7 @@ from qjax.operators.maps.kept_apart import KeepLargest as KeepLargest
 from qjax.operators.maps.kronecker import Kronecker as Kronecker
 from qjax.operators.maps.orthogonal import Block as Block
 from qjax.operators.maps.orthogonal import Orthogonal as Orthogonal
+from qjax.operators.maps.per_head import PerHead as PerHead
 from qjax.operators.maps.permute import Permute as Permute
 from qjax.operators.maps.pinned import Pinned as Pinned
 from qjax.operators.maps.quantize import Quantize as Quantize

@@ -144,13 +144,17 @@ def test_transformers_rounds_inputs_as_we_do(tmp_path, weights, inputs):
     assert np.median(errors) < 1e-5 and errors.max() < 0.1
 
 
-@pytest.mark.parametrize("fmt", ["fp8_e4m3_tensor", "int8_tensor"])
-def test_transformers_rounds_keys_and_values_as_we_do(tmp_path, fmt):
+@pytest.mark.parametrize(("fmt", "heads"), [("fp8_e4m3_tensor", None), ("int8_tensor", None), ("int8_tensor", 1.5)])
+def test_transformers_rounds_keys_and_values_as_we_do(tmp_path, fmt, heads):
+    """Under one scale a layer, or one a head, the next `heads` times wider."""
     pytest.importorskip("compressed_tensors")
     qparams, _ = quantized(["int8"])
     ends = {"attn/key": (2.0, 3.0), "attn/value": (1.5, 1.0)}
-    make = qjax.operators.Quantize.static
-    taps = {f"layers/{i}/{site}": make(fmt, -end[i], end[i]) for i in range(2) for site, end in ends.items()}
+    make = qjax.operators.Quantize.static if heads is None else qjax.operators.PerHead.static
+    wider = 1.0 if heads is None else heads ** np.arange(MODEL.arch.kv_heads)
+    taps = {
+        f"layers/{i}/{site}": make(fmt, -end[i] * wider, end[i] * wider) for i in range(2) for site, end in ends.items()
+    }
     qjax.io.export(tmp_path / "m", MODEL, qjax.Program(qparams, taps), to="compressed-tensors", tokenizer=WORDS)
     theirs = their_logits(tmp_path / "m")
     _, again, _ = load(tmp_path / "m")
