@@ -204,7 +204,7 @@ class Evaluation:
         if rows is None:
             raise ValueError(
                 f"weights= cannot follow the tokens to {what}: its rows are not the batch's tokens any more (they were "
-                f"sorted, cut or mixed on the way)"
+                f"sorted, cut or mixed on the way); leave it out of the targets with where="
             )
         return rows
 
