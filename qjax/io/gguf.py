@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,7 @@ from qjax.formats.integer import Int
 from qjax.io.exact import exactly
 from qjax.io.layout import as_leaf
 from qjax.models.architecture import Architecture
-from qjax.models.gguf_families import KINDS, Kind, family_of, metadata_of, name_of, neighbours, paths_of
+from qjax.models.gguf_families import KINDS, Kind, family_of, metadata_of, name_of, neighbours, outer_scale, paths_of
 from qjax.models.tokenizer import Tokenizer, write_gguf
 from qjax.qarray import QArray
 
@@ -35,6 +35,17 @@ ADD: Mapping[type, Callable[..., None]] = {
     float: GGUFWriter.add_float32,
     str: GGUFWriter.add_string,
 }
+
+
+class Rows(NamedTuple):
+    """What a tensor holds: rows of outputs, numbers or bytes, and their type.
+
+    scale : above those of NVFP4's blocks, float32 [1] or one an expert; None where it is 1.
+    """
+
+    data: np.ndarray
+    type: GGMLQuantizationType
+    scale: np.ndarray | None = None
 
 
 def write(file: Path, arch: Architecture, leaves: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
@@ -65,8 +76,10 @@ def write(file: Path, arch: Architecture, leaves: Mapping[str, Any], tokenizer: 
     for name in dict.fromkeys(name_of(kind, path) for path in leaves):
         assert name is not None  # the parameters are those of the architecture, which is one of this family
         parts = {path: _rows(arch, kind, path, leaves[path]) for path in paths_of(kind, name) or ()}
-        rows, stored = _side_by_side(name, parts)
-        writer.add_tensor(name, rows, raw_dtype=stored)
+        whole = _side_by_side(name, parts)
+        writer.add_tensor(name, whole.data, raw_dtype=whole.type)
+        if whole.scale is not None:
+            writer.add_tensor(f"{name.removesuffix('.weight')}.scale", whole.scale)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -75,30 +88,36 @@ def write(file: Path, arch: Architecture, leaves: Mapping[str, Any], tokenizer: 
         writer.close()
 
 
-def _rows(arch: Architecture, kind: Kind, path: str, node: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
-    """A parameter's rows, numbers or bytes, in the order of the file, and their type."""
-    rows, stored = blocks(path, node) if is_operator(node) else _floats(path, node)
+def _rows(arch: Architecture, kind: Kind, path: str, node: Any) -> Rows:
+    """A parameter's rows in the order of the file."""
+    rows = blocks(path, node) if is_operator(node) else _floats(path, node)
+    if rows.scale is not None and outer_scale(kind, path) is None:
+        raise ValueError(f"{path}: llama.cpp has no place for nvfp4's tensor scale there; use mxfp4 or q4_0")
     # llama.cpp's RoPE turns neighbours, ours i and i + n.
     if kind.neighbours and path.rpartition("/")[2].removesuffix("_bias") in ("q", "k"):
-        theirs = np.argsort(neighbours(arch))
-        rows = rows.reshape(-1, arch.head_dim, *rows.shape[1:])[:, theirs].reshape(rows.shape)
-    return rows, stored
+        data, theirs = rows.data, np.argsort(neighbours(arch))
+        data = data.reshape(-1, arch.head_dim, *data.shape[1:])[:, theirs].reshape(data.shape)
+        return rows._replace(data=data)
+    return rows
 
 
-def _side_by_side(
-    name: str, parts: Mapping[str, tuple[np.ndarray, GGMLQuantizationType]]
-) -> tuple[np.ndarray, GGMLQuantizationType]:
-    """One tensor of several parameters' rows, which have to be of one type."""
-    types = {path: stored for path, (_, stored) in parts.items()}
-    if len(set(types.values())) > 1:
-        what = ", ".join(f"{path} in {stored.name}" for path, stored in types.items())
+def _side_by_side(name: str, parts: Mapping[str, Rows]) -> Rows:
+    """One tensor of several parameters' rows, which have to be of one type, under one scale."""
+    first = next(iter(parts.values()))
+    if any(part.type != first.type for part in parts.values()):
+        what = ", ".join(f"{path} in {part.type.name}" for path, part in parts.items())
         raise ValueError(f"{what}: they are one tensor of a GGUF file, {name}; quantize them to one type")
-    rows = [rows for rows, _ in parts.values()]
+    if len({None if part.scale is None else part.scale.tobytes() for part in parts.values()}) > 1:
+        raise ValueError(
+            f"{', '.join(parts)} have tensor scales of their own, but are one tensor of a GGUF file, {name}; quantize "
+            "them under one scale, or to mxfp4 or q4_0"
+        )
+    rows = [part.data for part in parts.values()]
     whole = rows[0] if len(rows) == 1 else np.concatenate(rows, axis=0 if rows[0].ndim == 1 else -2)
-    return np.ascontiguousarray(whole), next(iter(types.values()))
+    return first._replace(data=np.ascontiguousarray(whole))
 
 
-def blocks(path: str, node: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
+def blocks(path: str, node: Any) -> Rows:
     """A quantized matrix, or stack of experts', as rows of bytes, one an output, and the type of its blocks.
 
     A format of ours counts as the type that has its codes and blocks if float16 holds its scales and minima exactly.
@@ -119,13 +138,13 @@ def blocks(path: str, node: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
         if q is leaf.q:
             raise ValueError(f"{path}: {error}; quantize to one of them") from error
         kind = ggml.type_of(q)
-    if kind.name == "nvfp4":
-        raise ValueError(f"{path}: nvfp4 has a tensor scale, which this writer does not store; use mxfp4 or q4_0")
     if q.meta.block[-1 if path == "embed" else -2] == 1:
         raise ValueError(
             f"{path}: its blocks lie along the outputs, those of ggml along the inputs; quantize that axis"
         )
-    return np.asarray(ggml.to_bytes(q, kind)), GGMLQuantizationType[kind.name.upper()]
+    outer = q.scales[0].scales[0] if kind.name == "nvfp4" and isinstance(q.scales[0], QArray) else None
+    scale = None if outer is None or np.all(np.asarray(outer) == 1) else np.asarray(outer, np.float32).reshape(-1)
+    return Rows(np.asarray(ggml.to_bytes(q, kind)), GGMLQuantizationType[kind.name.upper()], scale)
 
 
 def _in_halves(path: str, q: QArray) -> QArray:
@@ -142,14 +161,14 @@ def _in_halves(path: str, q: QArray) -> QArray:
     return QArray(q.codes, (half(scale),), offset, None, replace(q.meta, element=Int(e.bits, signed=e.min < 0)))
 
 
-def _floats(path: str, w: Any) -> tuple[np.ndarray, GGMLQuantizationType]:
+def _floats(path: str, w: Any) -> Rows:
     """Rows [outputs, inputs] in the dtype they have; vectors in float32, as llama.cpp wants them."""
     array = np.asarray(w)
     if array.dtype.name not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"{path} is {array.dtype.name}; parameters are float32, float16, bfloat16 or quantized")
     if array.ndim == 1 or path.endswith("/shared_gate"):
-        return array.astype(np.float32).reshape(-1), GGMLQuantizationType.F32
+        return Rows(array.astype(np.float32).reshape(-1), GGMLQuantizationType.F32)
     array = np.ascontiguousarray(array if path == "embed" else np.swapaxes(array, -1, -2))
     if array.dtype.name == "bfloat16":  # numpy has no such type: its bytes
-        return array.view(np.uint8), GGMLQuantizationType.BF16
-    return array, GGMLQuantizationType.F32 if array.dtype.itemsize == 4 else GGMLQuantizationType.F16
+        return Rows(array.view(np.uint8), GGMLQuantizationType.BF16)
+    return Rows(array, GGMLQuantizationType.F32 if array.dtype.itemsize == 4 else GGMLQuantizationType.F16)

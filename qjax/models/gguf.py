@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from gguf.quants import dequantize
 from jax import Array
 
 from qjax import ggml
+from qjax.dispatch import dense
 from qjax.models.architecture import Architecture
 from qjax.models.decoder import nest
-from qjax.models.gguf_families import KINDS, Kind, architecture_of, neighbours, paths_of
+from qjax.models.gguf_families import KINDS, Kind, architecture_of, neighbours, outer_scale, paths_of
 from qjax.qarray import QArray
 
 # Types that hold floats, one by one.
@@ -76,14 +78,17 @@ def read_parameters(reader: GGUFReader, arch: Architecture, quantized: bool = Fa
     """
     leaves: dict[str, Array | QArray] = {}
     kind = KINDS[metadata(reader, "general.architecture")]
+    outer = _outer_scales(reader, kind)
+    aside = {*kind.divisors, *(scale.name for scale in outer.values())}
     for tensor in reader.tensors:
-        if tensor.name in kind.divisors:
+        if tensor.name in aside:
             continue
         paths = paths_of(kind, tensor.name)
         if paths is None:
             raise ValueError(f"the GGUF file has a tensor {tensor.name!r} that no parameter answers to")
-        if quantized and tensor.tensor_type.name not in FLOATS:
-            leaves |= _blocks(tensor, arch, kind, paths)
+        if tensor.name in outer or (quantized and tensor.tensor_type.name not in FLOATS):
+            blocks = _blocks(tensor, arch, kind, paths, outer.get(tensor.name))
+            leaves |= blocks if quantized else {path: dense(q) for path, q in blocks.items()}
             continue
         # A plain view: every slice of a memmap would pay for being one.
         rows = dequantize(np.asarray(tensor.data), tensor.tensor_type)
@@ -138,8 +143,21 @@ def _axis(path: str) -> int:
     return -1 if path == "embed" else -2
 
 
-def _blocks(tensor: ReaderTensor, arch: Architecture, kind: Kind, paths: tuple[str, ...]) -> dict[str, QArray]:
-    """The tensor's bytes as quantized arrays in our layout, by path."""
+def _outer_scales(reader: GGUFReader, kind: Kind) -> dict[str, ReaderTensor]:
+    """Tensors with the scale above those of NVFP4's blocks, by the name of theirs."""
+    tensors, found = {tensor.name: tensor for tensor in reader.tensors}, {}
+    for name, tensor in tensors.items():
+        paths = paths_of(kind, name) if tensor.tensor_type.name == "NVFP4" else None
+        scale = outer_scale(kind, paths[0]) if paths else None
+        if scale in tensors:
+            found[name] = tensors[scale]
+    return found
+
+
+def _blocks(
+    tensor: ReaderTensor, arch: Architecture, kind: Kind, paths: tuple[str, ...], outer: ReaderTensor | None = None
+) -> dict[str, QArray]:
+    """The tensor's bytes as quantized arrays in our layout, by path; `outer` holds the scale above those of NVFP4."""
     name = tensor.tensor_type.name.lower()
     if name not in ggml.TYPES:
         raise ValueError(
@@ -147,7 +165,18 @@ def _blocks(tensor: ReaderTensor, arch: Architecture, kind: Kind, paths: tuple[s
             f"{', '.join(ggml.TYPES)}); load with quantized=False"
         )
     parts = _parts(tensor.name, np.asarray(tensor.data), arch, kind, paths)
-    return {path: ggml.from_bytes(jnp.asarray(rows), name, _axis(path)) for path, rows in parts.items()}
+    found = {path: ggml.from_bytes(jnp.asarray(rows), name, _axis(path)) for path, rows in parts.items()}
+    return found if outer is None else {path: _under(q, outer) for path, q in found.items()}
+
+
+def _under(q: QArray, outer: ReaderTensor) -> QArray:
+    """NVFP4 blocks under the scale of a tensor, one for all or one an expert."""
+    inner = q.scales[0]
+    assert isinstance(inner, QArray) and isinstance(inner.scales[0], Array)
+    shape, scale = inner.scales[0].shape, np.asarray(outer.data)
+    if scale.dtype != np.float32 or scale.size != inner.scales[0].size or not np.all(np.isfinite(scale)):
+        raise ValueError(f"{outer.name} is {scale.dtype} {scale.shape}; finite float32 {shape[:-2] or (1,)} is needed")
+    return replace(q, scales=(replace(inner, scales=(jnp.asarray(scale).reshape(shape),)),))
 
 
 def _parts(name: str, w: np.ndarray, arch: Architecture, kind: Kind, paths: tuple[str, ...]) -> dict[str, np.ndarray]:

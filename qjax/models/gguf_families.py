@@ -72,6 +72,7 @@ class Kind(NamedTuple):
     scaled       : an embedded token is multiplied by sqrt(width).
     by_width     : with that many layers, scores are divided by sqrt(width // heads), in place of sqrt(head_dim).
     routing      : its experts; None if it has none.
+    outer_scales : where llama.cpp multiplies by the tensor scale of NVFP4's blocks: attention, FFN or experts, head.
     """
 
     fields: Mapping[str, Any] = {}
@@ -88,16 +89,24 @@ class Kind(NamedTuple):
     scaled: bool = False
     by_width: int | None = None
     routing: Routing | None = None
+    outer_scales: tuple[str, ...] = ("attn", "head")
 
 
 GEMMA = {"placement": "both", "activation": "gelu_tanh"}
+EVERYWHERE = ("attn", "ffn", "head")
 SCORES, LOGITS = "attn_logit_softcapping", "final_logit_softcapping"
 KINDS: Mapping[str, Kind] = {
-    "llama": Kind(neighbours=True, biases=tuple(BIASES), divisors=(FREQUENCIES,), routing=Routing(normalized=True)),
+    "llama": Kind(
+        neighbours=True,
+        biases=tuple(BIASES),
+        divisors=(FREQUENCIES,),
+        routing=Routing(normalized=True),
+        outer_scales=EVERYWHERE,
+    ),
     "qwen2": Kind(biases=("qkv_bias",)),
-    "qwen3": Kind({"qk_norm": "head"}),
+    "qwen3": Kind({"qk_norm": "head"}, outer_scales=EVERYWHERE),
     "qwen2moe": Kind(biases=("qkv_bias",), tied=False, routing=Routing(normalized=False, sized=True, shared=True)),
-    "qwen3moe": Kind({"qk_norm": "head"}, routing=Routing(normalized=True, sized=True)),
+    "qwen3moe": Kind({"qk_norm": "head"}, routing=Routing(normalized=True, sized=True), outer_scales=EVERYWHERE),
     "gemma2": Kind(GEMMA, tied=True, windows=(4096, 2), caps={SCORES: 50.0, LOGITS: 30.0}, scaled=True, by_width=46),
     "gemma3": Kind(
         {**GEMMA, "qk_norm": "head"},
@@ -147,6 +156,19 @@ def name_of(kind: Kind, path: str) -> str | None:
     names = {ours: name for name, ours in LAYER.items()}
     names |= {part: name for name, parts in kind.fused.items() for part in parts}
     return f"blk.{layer}.{names[local]}" if local in names else None
+
+
+def outer_scale(kind: Kind, path: str) -> str | None:
+    """The tensor with the scale above those of NVFP4's blocks of a parameter of ours; None where llama.cpp has none.
+
+    >>> outer_scale(KINDS["llama"], "layers/3/attn/q"), outer_scale(KINDS["gemma2"], "layers/3/ffn/up")
+    ('blk.3.attn_q.scale', None)
+    """
+    part = path if path in ("embed", "head") else path.split("/")[2]
+    name = name_of(kind, path)
+    if name is None or part not in kind.outer_scales or path.endswith(("/router", "/shared_gate")):
+        return None
+    return f"{name.removesuffix('.weight')}.scale"
 
 
 def neighbours(arch: Architecture) -> np.ndarray:

@@ -141,6 +141,26 @@ def test_blocks_of_experts_stay_as_they_are(tmp_path):
     equal(read_parameters(reader, read_architecture(reader), quantized=True), leaves)
 
 
+def test_nvfp4_keeps_its_tensor_scales(tmp_path):
+    """One a matrix, or one an expert; and a float load has the values of the blocks under them."""
+    arch = dataclasses.replace(ARCHS["llama"], ffn=64, layers=1, experts=Experts(3, 2, 64))
+    leaves, up = params_of(arch), "layers/0/ffn/experts/up"
+    leaves["embed"] = qjax.transpose(blocks("nvfp4", leaves["embed"].shape[::-1]))  # its scale is 1
+    for path in ("layers/0/attn/q", up):
+        leaves[path] = qjax.quantize(jnp.asarray(leaves[path]), "nvfp4", batch_axes=leaves[path].ndim - 2)
+    qjax.io.export(tmp_path / "m.gguf", Decoder(arch), nest(leaves), to="gguf")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    (scales,) = (tensor.data for tensor in reader.tensors if tensor.name == "blk.0.ffn_up_exps.scale")
+    np.testing.assert_array_equal(scales, leaves[up].scales[0].scales[0].reshape(3))
+    equal(read_parameters(reader, arch, quantized=True), leaves)
+    for path, w in leaves_with_paths(read_parameters(reader, arch)).items():
+        np.testing.assert_array_equal(w, qjax.dense(leaves[path]), path)
+    spoiled = gguf.GGUFReader(tmp_path / "m.gguf", "r+")
+    next(tensor for tensor in spoiled.tensors if tensor.name == "blk.0.ffn_up_exps.scale").data[1] = np.nan
+    with pytest.raises(ValueError, match=r"ffn_up_exps.scale is float32 \(3,\); finite float32 \(3,\) is needed"):
+        read_parameters(spoiled, arch)
+
+
 def test_blocks_of_fused_tensors_stay_as_they_are(tmp_path):
     arch = dataclasses.replace(ARCHS["phi3"], kv_heads=4, layers=1, ffn=64, windows=(128,))
     leaves = params_of(arch)
@@ -171,6 +191,17 @@ def test_what_one_tensor_or_none_holds_is_refused_by_name(tmp_path):
         qjax.io.export(tmp_path / "m.gguf", Decoder(ARCHS["qwen2moe"]), nest(leaves), to="gguf")
     with pytest.raises(ValueError, match=r"q4_k are 256 long.*llama.cpp takes q5_0"):
         qjax.quantize(jnp.ones((3, 32, 64)), "q4_k", axis=-2, batch_axes=0)
+    for family, paths, message in (
+        ("gemma2", ("layers/0/ffn/up",), "layers/0/ffn/up: llama.cpp has no place for nvfp4's tensor scale"),
+        ("phi3", ("layers/0/attn/q", "layers/0/attn/k", "layers/0/attn/v"), "have tensor scales of their own"),
+    ):
+        leaves = params_of(ARCHS[family])
+        for i, path in enumerate(paths, 2):
+            q = blocks("nvfp4", leaves[path].shape)
+            inner = dataclasses.replace(q.scales[0], scales=(jnp.full((1, 1), i, jnp.float32),))
+            leaves[path] = dataclasses.replace(q, scales=(inner,))
+        with pytest.raises(ValueError, match=message):
+            qjax.io.export(tmp_path / "m.gguf", Decoder(ARCHS[family]), nest(leaves), to="gguf")
     assert list(tmp_path.iterdir()) == []
 
 

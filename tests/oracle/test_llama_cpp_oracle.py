@@ -21,7 +21,7 @@ import tokenizers
 import qjax
 from qjax.models import Decoder, Tokenizer, load
 from qjax.models.decoder import nest
-from qjax.models.gguf_families import family_of
+from qjax.models.gguf_families import KINDS, family_of, outer_scale
 from qjax.operators import act_quantized
 from qjax.trace.paths import leaves_with_paths, replace_leaves
 from tests.models.gguf_archs import ARCHS, LLAMA, params_of
@@ -130,6 +130,29 @@ def test_llama_cpp_gives_our_logits(tmp_path, library, opened, case):
     ours = np.asarray(Decoder(arch)(params, jnp.asarray(tokens)[None]))[0]
     assert relative(ours, theirs) <= tolerance(arch)
     assert np.std(theirs) > 0.1, "the logits say nothing"
+
+
+@pytest.mark.parametrize("family", [*ARCHS, "qwen3"])
+def test_llama_cpp_applies_the_tensor_scales_of_nvfp4(tmp_path, library, opened, family):
+    """Wherever a file has a place for one: 0.002 for all, where leaving them out would change every logit."""
+    arch = dataclasses.replace(CASES["qwen3, linear rope"] if family == "qwen3" else ARCHS[family], vocab=VOCAB, ffn=64)
+    if arch.experts is not None:
+        arch = dataclasses.replace(arch, experts=dataclasses.replace(arch.experts, ffn=64))
+    leaves = {path: jnp.asarray(w) for path, w in drawn(arch).items()}
+    for path, w in leaves.items():
+        if w.ndim > 1 and outer_scale(KINDS[family], path) is not None:
+            q = qjax.quantize(w, "nvfp4", batch_axes=w.ndim - 2)
+            inner = q.scales[0]
+            outer = jnp.full_like(inner.scales[0], 0.002)
+            leaves[path] = dataclasses.replace(q, scales=(dataclasses.replace(inner, scales=(outer,)),))
+    qjax.io.export(tmp_path / "m.gguf", Decoder(arch), nest(leaves), to="gguf")
+    tokens = np.random.default_rng(1).integers(0, VOCAB, LENGTH)
+    theirs = logits(library, opened(tmp_path / "m.gguf"), tokens)
+    values = {path: qjax.dense(leaf) for path, leaf in leaves.items()}
+    ours = np.asarray(Decoder(arch)(nest(values), jnp.asarray(tokens)[None]))[0]
+    errors = np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    print(f"\n{family}: relative error {np.median(errors):.1e} in the median, with inputs in Q8_0 there")
+    assert np.median(errors) < 0.1
 
 
 SIZES = {
