@@ -9,7 +9,7 @@ ahead of NVFP4 with it.
 
 Expected: as in the paper in the errors of the layers; the difference in perplexity may be small.
 
-Cost: not measured yet; an estimate from one row of about 40 seconds is 45 minutes and 4 GB on 2 cores.
+Cost: 45 minutes and 5 GB on 2 cores with other work beside it.
 
     python -m experiments.run --config=configs/claims/int_versus_fp.py
 """

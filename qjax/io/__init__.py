@@ -1,12 +1,15 @@
 """Files: trees saved and restored without a template, and checkpoints that other runtimes open.
 
-`save` and `load` are for any tree of ours. `export` writes one of our models as another project's checkpoint; a matrix
-lies there as a `Layout` says, which is data, and a container is a few layouts and the settings that name them.
-`qjax.models.load` reads them back. `convert` goes from one folder to another without holding the model.
+`save` and `load` are for any tree of ours, `save_sharded` and `load_sharded` for one that lies on a mesh. `export`
+writes one of our models as another project's checkpoint; a matrix lies there as a `Layout` says, which is data, and a
+container is a few layouts and the settings that name them. `qjax.models.load` reads them back. `convert` goes from one
+folder to another without holding the model.
 """
 
+from qjax.checkpoints import described, load_sharded, save_sharded
 from qjax.io.converting import convert
 from qjax.io.exporting import export
-from qjax.serialization import RecordError, load, save
+from qjax.record import RecordError
+from qjax.serialization import load, save
 
-__all__ = ["RecordError", "convert", "export", "load", "save"]
+__all__ = ["RecordError", "convert", "described", "export", "load", "load_sharded", "save", "save_sharded"]
