@@ -67,7 +67,7 @@ def export(
         qparams: its parameters, quantized kernels [inputs, outputs] or [experts, inputs, outputs] in place of arrays;
             embedding, norms, biases and routers float. `Pre(Quantize, q)` is kept where the container has a word for
             it, and so are the taps of a `Program` that round keys and values under static scales, one a layer or one a
-            head: compressed-tensors' `kv_cache_scheme`.
+            head, or by groups of channels: compressed-tensors' `kv_cache_scheme`.
         to: "compressed-tensors", "gptq", "awq" or "gguf".
         layout: how matrices lie, where the container knows several ("int-quantized", "gptq_v2"); the usual if None.
         tokenizer: as `qjax.models.load` returns it; without one the folder holds the model alone.
@@ -102,7 +102,7 @@ def export(
         for name, node in parts.items():
             tensors |= tensors_of(name, node, made)
         if program.taps:
-            scheme, scales = cache_scales.write(program.taps, model.arch.layers, model.arch.kv_heads, made.dtype)
+            scheme, scales = cache_scales.write(program.taps, model.arch, made.dtype)
             made = made._replace(settings={**made.settings, "kv_cache_scheme": scheme})
             tensors |= {_beside_attention(name, made.kind): scale for name, scale in scales.items()}
         config["dtype"] = made.dtype

@@ -111,7 +111,7 @@ def read_parameters(folder: Path, arch: Architecture, config: dict[str, Any]) ->
     for path, matrices in entries.items():
         leaves[path] = _stacked(path, matrices, shapes.get(path, (0,)))
     params = nest(checked(leaves, arch))
-    return params if cache is None else Program(params, cache_scales.read(cache, scales, arch.layers, arch.kv_heads))
+    return params if cache is None else Program(params, cache_scales.read(cache, scales, arch))
 
 
 def places(folder: Path, arch: Architecture, config: dict[str, Any]) -> dict[str, Place]:

@@ -69,6 +69,16 @@ def test_scales_of_heads_go_out_and_come_back(tmp_path):
         tap.apply(x[:, :, :2])
 
 
+def test_groups_of_channels_need_no_scales(tmp_path):
+    given = program(dict.fromkeys(SITES, Quantize.dynamic("int8_g8_f32")))
+    qjax.io.export(tmp_path / "m", MODEL, given, to="compressed-tensors", tokenizer=WORDS)
+    settings = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    assert (settings["strategy"], settings["group_size"], settings["dynamic"]) == ("group", 8, True)
+    assert not any(name.endswith(("k_scale", "v_scale")) for name in load_file(tmp_path / "m" / "model.safetensors"))
+    _, found, _ = load(tmp_path / "m")
+    assert {site: tap.format for site, tap in found.taps.items()} == {s: t.format for s, t in given.taps.items()}
+
+
 def test_globs_name_every_layer_and_the_program_runs(tmp_path):
     taps = {f"*/attn/{name}": Quantize.static("int8_tensor", -1.0, 1.0) for name in ("key", "value")}
     given, tokens = program(taps), np.arange(6, dtype=np.int32)[None]
@@ -85,6 +95,7 @@ def test_globs_name_every_layer_and_the_program_runs(tmp_path):
         ({site: FP8[site] for site in SITES[:3]}, "compressed-tensors", "layers/1/attn/value: no tap"),
         ({**FP8, SITES[1]: Quantize.static("int8_tensor", -1.0, 1.0)}, "compressed-tensors", "layers/0/attn/value"),
         (dict.fromkeys(SITES, Quantize.dynamic("int8")), "compressed-tensors", "layers/0/attn/key: its tap"),
+        (dict.fromkeys(SITES, Quantize.dynamic("int8_g32_f32")), "compressed-tensors", "layers/0/attn/key: its tap"),
         ({**HEADS, SITES[3]: FP8[SITES[3]]}, "compressed-tensors", "layers/1/attn/value: its tap"),
         (
             dict.fromkeys(SITES, PerHead.static("int8_tensor", [-1, -1], [1, 1])),
@@ -114,6 +125,7 @@ NAME = "model.layers.1.self_attn.v_scale"
         ({}, {"model.layers.7.self_attn.v_scale": np.ones(1, np.float32)}, "layers/7/attn/v_scale"),
         ({"dynamic": True, "strategy": "token"}, {}, "kv_cache_scheme"),
         ({"symmetric": False}, {}, "kv_cache_scheme"),
+        ({"dynamic": True, "strategy": "group", "group_size": 8}, {}, "k_scale; its scheme is by group"),
         ({"strategy": "attn_head"}, {}, "layers/0/attn/k_scale: its scheme wants a positive scale for each of 4 heads"),
         ({"num_bits": 4}, {}, "kv_cache_scheme"),
     ],

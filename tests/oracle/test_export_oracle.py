@@ -144,17 +144,24 @@ def test_transformers_rounds_inputs_as_we_do(tmp_path, weights, inputs):
     assert np.median(errors) < 1e-5 and errors.max() < 0.1
 
 
-@pytest.mark.parametrize(("fmt", "heads"), [("fp8_e4m3_tensor", None), ("int8_tensor", None), ("int8_tensor", 1.5)])
+@pytest.mark.parametrize(
+    ("fmt", "heads"),
+    [("fp8_e4m3_tensor", None), ("int8_tensor", None), ("int8_tensor", 1.5), ("int8_g8_f32", None)],
+)
 def test_transformers_rounds_keys_and_values_as_we_do(tmp_path, fmt, heads):
-    """Under one scale a layer, or one a head, the next `heads` times wider."""
+    """Under one scale a layer, or one a head, the next `heads` times wider, or dynamic ones of 8 channels."""
     pytest.importorskip("compressed_tensors")
     qparams, _ = quantized(["int8"])
     ends = {"attn/key": (2.0, 3.0), "attn/value": (1.5, 1.0)}
-    make = qjax.operators.Quantize.static if heads is None else qjax.operators.PerHead.static
     wider = 1.0 if heads is None else heads ** np.arange(MODEL.arch.kv_heads)
-    taps = {
-        f"layers/{i}/{site}": make(fmt, -end[i] * wider, end[i] * wider) for i in range(2) for site, end in ends.items()
-    }
+
+    def tap(end):
+        if "_g" in fmt:
+            return qjax.operators.Quantize.dynamic(fmt)
+        make = qjax.operators.Quantize.static if heads is None else qjax.operators.PerHead.static
+        return make(fmt, -end * wider, end * wider)
+
+    taps = {f"layers/{i}/{site}": tap(end[i]) for i in range(2) for site, end in ends.items()}
     qjax.io.export(tmp_path / "m", MODEL, qjax.Program(qparams, taps), to="compressed-tensors", tokenizer=WORDS)
     theirs = their_logits(tmp_path / "m")
     _, again, _ = load(tmp_path / "m")
@@ -164,7 +171,9 @@ def test_transformers_rounds_keys_and_values_as_we_do(tmp_path, fmt, heads):
     print(
         f"\n{fmt}: relative error {np.median(errors):.1e} in the median; the rounding itself {error(plain, ours):.1e}"
     )
-    assert np.median(errors) < 1e-4 and errors.max() < 0.1 and error(plain, ours) > 1e-3
+    # Dynamic scales differ in their last bit here and there, and with them codes at a tie.
+    bound = 1e-3 if "_g" in fmt else 1e-4
+    assert np.median(errors) < bound and errors.max() < 0.1 and error(plain, ours) > 1e-2
 
 
 def test_compressed_tensors_rounds_inputs_to_nvfp4_as_we_do():
