@@ -173,7 +173,7 @@ def test_transformers_rounds_keys_and_values_as_we_do(tmp_path, fmt, heads):
     )
     # Dynamic scales differ in their last bit here and there, and with them codes at a tie.
     bound = 1e-3 if "_g" in fmt else 1e-4
-    assert np.median(errors) < bound and errors.max() < 0.1 and error(plain, ours) > 1e-2
+    assert np.median(errors) < bound and errors.max() < 0.1 and error(plain, ours) > 3e-3
 
 
 def test_compressed_tensors_rounds_inputs_to_nvfp4_as_we_do():
