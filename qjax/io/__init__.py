@@ -9,7 +9,19 @@ folder to another without holding the model.
 from qjax.checkpoints import described, load_sharded, save_sharded
 from qjax.io.converting import convert
 from qjax.io.exporting import export
+from qjax.io.qwix import from_qwix, to_qwix
 from qjax.record import RecordError
 from qjax.serialization import load, save
 
-__all__ = ["RecordError", "convert", "described", "export", "load", "load_sharded", "save", "save_sharded"]
+__all__ = [
+    "RecordError",
+    "convert",
+    "described",
+    "export",
+    "from_qwix",
+    "load",
+    "load_sharded",
+    "save",
+    "save_sharded",
+    "to_qwix",
+]
