@@ -21,8 +21,10 @@ from qjax.kernels.tpu import codings, dynamic_products, group_scaled, integer_pr
 from qjax.kernels.tpu.tiles import Blocks
 
 WEIGHTS = {  # weights alone are narrow: their coding, the length of a group and the type of its scale
+    "w2a16": (codings.INT2, 128, jnp.float32),
     "w4a16": (codings.INT4, 128, jnp.float32),
     "w8a16": (codings.INT8, 128, jnp.float32),
+    "fp8": (codings.E4M3, 128, jnp.float32),
     "mxfp4": (codings.E2M1, 32, jnp.float8_e8m0fnu),
     "nvfp4": (codings.E2M1, 16, jnp.float8_e4m3fn),
 }
@@ -50,10 +52,10 @@ def build(
         return product, [((M, K), codes), ((K, N), codes), *scales]
     name, scaled = kernel.split()
     coding, group, scale = WEIGHTS[name]
-    group = math.gcd(K, group)
+    coding, group = codings.taken(coding, scaled, chip), math.gcd(K, group)
     tiling = group_scaled.blocks(M, K, N, group, coding, scaled, chip) if tiling is None else tiling
     return (
-        lambda x, codes, scale: group_scaled.matmul(x, codes, scale, tiling, scaled, coding=coding),
+        lambda x, codes, scale: group_scaled.matmul(x, codes, scale, coding, tiling, scaled),
         [x, ((K // coding.packed, N), coding.dtype), ((K // group, N), scale)],
     )
 

@@ -1,11 +1,12 @@
 """How a weight's codes lie in memory for the TPU kernels, and what the matrix unit is given for them.
 
-A kernel reads rows of codes and asks `operands` for what the unit multiplies: integers as bfloat16, or floats of eight
-bits that it takes as they are. Scales are the kernel's affair; a new format is a new `Coding`.
+A kernel reads rows of codes and asks `operands` for what the unit multiplies: bfloat16, or floats of eight bits, which
+it takes as they are. Scales are the kernel's affair; a new format is a new `Coding`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,10 +21,10 @@ from qjax.kernels.tpu.tiles import LANES
 class Coding(NamedTuple):
     """Codes of a weight [K, N] as an array [K / packed, N] of `dtype`.
 
-    `packed` 2: a byte holds two codes of a span of rows, the first half of which lies in the low nibbles.
+    A byte holds `packed` codes of as many spans of rows, those of the first span in its lowest bits.
 
     tile     : rows of the array in one tile of registers.
-    operands : rows of the array -> `packed` arrays that the unit multiplies, exactly `factor` times the values.
+    operands : rows of the array -> `packed` arrays that the unit multiplies, exactly `factor` (value + `above`).
     decode   : codes [K, N] -> their values as float32; for the reference.
     """
 
@@ -35,6 +36,7 @@ class Coding(NamedTuple):
     operands: Callable[[jax.Array], tuple[jax.Array, ...]]
     decode: Callable[[jax.Array], jax.Array]
     factor: float = 1.0
+    above: int = 0
 
     def span(self, K: int, group: int) -> int | None:
         """The rows that one product takes, under groups of `group`; None where no number of them fits.
@@ -51,54 +53,80 @@ class Coding(NamedTuple):
         return max(fitting, default=None)
 
 
-def pack_pairs(codes: jax.Array, span: int) -> jax.Array:
-    """Codes [..., K, N] below 16 as bytes [..., K / (2 span), span, N]: row i of a byte beside row span + i."""
+def pack(codes: jax.Array, span: int, packed: int) -> jax.Array:
+    """Codes [..., K, N] below 2^(8 / packed) as bytes [..., K / (packed span), span, N], of rows i, span + i, ..."""
     *batch, K, N = codes.shape
-    both = codes.astype(jnp.uint8).reshape(*batch, K // (2 * span), 2, span, N)
-    return both[..., 0, :, :] | (both[..., 1, :, :] << jnp.uint8(4))
+    parts = codes.astype(jnp.uint8).reshape(*batch, K // (packed * span), packed, span, N)
+    shifted = [parts[..., i, :, :] << jnp.uint8(i * 8 // packed) for i in range(packed)]
+    return functools.reduce(jnp.bitwise_or, shifted)
 
 
-def unpack_pairs(pairs: jax.Array) -> jax.Array:
-    """The inverse of `pack_pairs`: uint8 [..., K, N]."""
-    *batch, spans, span, N = pairs.shape
-    both = jnp.stack([pairs & jnp.uint8(15), pairs >> jnp.uint8(4)], axis=-3)
-    return both.reshape(*batch, spans * 2 * span, N)
+def unpack(stored: jax.Array, packed: int) -> jax.Array:
+    """The inverse of `pack`: uint8 [..., K, N]."""
+    *batch, spans, span, N = stored.shape
+    mask = jnp.uint8(2 ** (8 // packed) - 1)
+    parts = jnp.stack([(stored >> jnp.uint8(i * 8 // packed)) & mask for i in range(packed)], axis=-3)
+    return parts.reshape(*batch, spans * packed * span, N)
 
 
-def _integers(codes: jax.Array) -> tuple[jax.Array, ...]:
+def _bytes(codes: jax.Array) -> tuple[jax.Array, ...]:
     return (codes.astype(jnp.bfloat16),)
 
 
-def _e2m1(pairs: jax.Array) -> tuple[jax.Array, ...]:
-    """Nibbles of E2M1 as E5M2: the same bits under a longer exponent are 2^-14 times the value, subnormals included.
+def _small(bits: int) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+    """Unsigned integers of at most four bits as E4M3: below 2^-5 that format is linear, n is the code of n / 512.
 
     Four bytes at a time: no unit of a TPU shifts bytes.
     """
+    mask = 0x01010101 * (2**bits - 1)
+
+    def operands(stored: jax.Array) -> tuple[jax.Array, ...]:
+        words = pltpu.bitcast(stored, jnp.int32)
+        return tuple(pltpu.bitcast((words >> s) & mask, jnp.float8_e4m3fn) for s in range(0, 8, bits))
+
+    return operands
+
+
+def _e2m1(pairs: jax.Array) -> tuple[jax.Array, ...]:
+    """Nibbles of E2M1 as E5M2: the same bits under a longer exponent are 2^-14 times the value, subnormals included."""
     words = pltpu.bitcast(pairs, jnp.int32)
     low = ((words & 0x08080808) << 4) | ((words & 0x07070707) << 1)
     high = (words & -0x7F7F7F80) | ((words & 0x70707070) >> 3)
     return pltpu.bitcast(low, jnp.float8_e5m2), pltpu.bitcast(high, jnp.float8_e5m2)
 
 
-def _float32(codes: jax.Array) -> jax.Array:
-    return codes.astype(jnp.float32)
+def _e4m3(codes: jax.Array) -> tuple[jax.Array, ...]:
+    return (pltpu.bitcast(codes, jnp.float8_e4m3fn),)
 
 
-INT4 = Coding("w4a16", 4, jnp.int4, 64, 1, _integers, _float32)
-INT8 = Coding("w8a16", 8, jnp.int8, 32, 1, _integers, _float32)
+def _less(above: int) -> Callable[[jax.Array], jax.Array]:
+    return lambda codes: codes.astype(jnp.float32) - above
+
+
+INT2 = Coding("w2a16", 2, jnp.uint8, 32, 4, _small(2), _less(2), 2.0**-9, 2)
+INT4 = Coding("w4a16", 4, jnp.uint8, 32, 2, _small(4), _less(8), 2.0**-9, 8)
+INT8 = Coding("w8a16", 8, jnp.int8, 32, 1, _bytes, _less(0))
 E2M1 = Coding("e2m1a16", 4, jnp.uint8, 32, 2, _e2m1, elements.E2M1.decode, 2.0**-14)
+E4M3 = Coding("e4m3a16", 8, jnp.uint8, 32, 1, _e4m3, elements.E4M3.decode)
+
+
+def taken(coding: Coding, scaled: str, chip: str | None) -> Coding:
+    """The coding as a kernel for scaled "sums" or "codes" takes it on a chip of `aot.chips.CHIPS` (None: not known).
+
+    Small integers become bfloat16 where the unit has no floats of eight bits, and where scales meet the codes, since
+    there they would be converted from either.
+    """
+    if not coding.above or coding.factor == 1 or (scaled == "sums" and chip != "v4"):
+        return coding
+
+    def operands(stored: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(pltpu.bitcast(w, jnp.int8).astype(jnp.bfloat16) for w in coding.operands(stored))
+
+    return coding._replace(operands=operands, factor=1.0)
 
 
 def refuse(coding: Coding, chip: str | None) -> str | None:
-    """Why a chip of `aot.chips.CHIPS` (None: not known) cannot run a coding, or None."""
-    if chip == "v4" and coding is E2M1:
+    """Why a chip cannot run a coding, or None."""
+    if chip == "v4" and coding in (E2M1, E4M3):
         return "TPU v4 multiplies no floats of eight bits, and decoding to bfloat16 takes longer than reading it would"
     return None
-
-
-def of(codes: jax.Array) -> Coding:
-    """The coding of an array of integers that are their own values; ValueError for another dtype."""
-    known = {jnp.dtype(coding.dtype): coding for coding in (INT4, INT8)}
-    if codes.dtype not in known:
-        raise ValueError(f"codes of {codes.dtype} do not say what they stand for: name a coding")
-    return known[codes.dtype]

@@ -85,22 +85,21 @@ def matmul(
     x: jax.Array,
     codes: jax.Array,
     scale: jax.Array,
+    coding: Coding,
     tiling: Blocks | None = None,
     scaled: str | None = None,
     interpret: Any = False,
-    coding: Coding | None = None,
 ) -> jax.Array:
     """x [M, K] bfloat16 @ (values of codes [K, N] * scale [G, N] repeated K / G times) -> [M, N] float32.
 
-    codes: [K / packed, N] as `coding` has them, by their type where None. scale: a float; E4M3 and E8M0 are read as
-    they are stored. `scaled`: "sums" or "codes", by the number of rows where None. M is padded to whole blocks, K and N
-    are multiples of those of `tiling`; `interpret` goes to `pallas_call`. Gradients reach x, and scale unless it has a
-    byte, and are those of `reference`. ValueError for shapes that do not fit.
+    codes: [K / packed, N] as `coding` has them. scale: a float; E4M3 and E8M0 are read as they are stored. `scaled`:
+    "sums" or "codes", by the number of rows where None. M is padded to whole blocks, K and N are multiples of those of
+    `tiling`; `interpret` goes to `pallas_call`. Gradients reach x, and scale unless it has a byte, and are those of
+    `reference`. ValueError for shapes that do not fit.
 
     The `factor` f of a coding is taken from what scales do not meet, x for sums, or else from the scales: entries of x,
-    or scales, beyond 2^127 f count as infinite.
+    or scales, beyond 2^127 f count as infinite. Its `above` is taken off the sums, in float32, or off the codes.
     """
-    coding = codings.of(codes) if coding is None else coding
     (M, K), (groups, N) = x.shape, scale.shape
     group = K // groups
     why = refuse(K, N, group, coding)
@@ -112,6 +111,7 @@ def matmul(
         return jnp.zeros((0, N), jnp.float32)
     span = _span(coding, K, group)
     scaled = formulation(M, spans.copies(span, group)) if scaled is None else scaled
+    coding = codings.taken(coding, scaled, tiles.chip())
     copies = spans.copies(span, group) if scaled == "sums" else 1
     tiling = blocks(M, K, N, group, coding, scaled, tiles.chip()) if tiling is None else tiling
     bm, bn, bk, buffers = tiling
@@ -138,7 +138,10 @@ def matmul(
             pl.BlockSpec((bk // group, bn), lambda i, j, k: (k, j)),
         ],
         out_specs=pl.BlockSpec((bm, bn), lambda i, j, k: (i, j)),
-        scratch_shapes=[pltpu.VMEM((bk // group, bn), jnp.float32)],
+        scratch_shapes=[
+            pltpu.VMEM((bk // group, bn), jnp.float32),
+            *([spans.room_for_levels(bk, bm * copies, coding, span)] if scaled == "sums" else []),
+        ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         name=f"{coding.name}_{scaled}",
         interpret=interpret,
@@ -146,14 +149,18 @@ def matmul(
     return call(x, codes, scale)[:M]
 
 
-def _sums(x_ref: Any, w_ref: Any, s_ref: Any, y_ref: Any, room: Any, *, coding: Coding, span: int, group: int) -> None:
+def _sums(
+    x_ref: Any, w_ref: Any, s_ref: Any, y_ref: Any, room: Any, levels: Any, *, coding: Coding, span: int, group: int
+) -> None:
     """One block: y += x @ W. The result stays in vector memory while k runs, so it is the sum itself."""
     _start_at_zero(y_ref)
     scale = block_scales.held(s_ref, room)
+    spans.fill_levels(x_ref, levels, coding, span)
     for here in spans.strips(y_ref.shape[1], span, group):
         y_ref[:, here] = spans.scaled_sums(
             y_ref[:, here],
             x_ref,
+            levels,
             lambda rows, here=here: w_ref[rows, here],
             lambda g, here=here: scale[g : g + 1, here],
             coding,
@@ -170,7 +177,7 @@ def _codes(x_ref: Any, w_ref: Any, s_ref: Any, y_ref: Any, room: Any, *, coding:
     parts = []
     for stored in range(0, w_ref.shape[0], span):
         for w in coding.operands(w_ref[stored : stored + span, :]):
-            values = w.astype(jnp.float32)
+            values = w.astype(jnp.float32) - jnp.float32(coding.above * coding.factor)
             for start in range(0, span, length):
                 g = (len(parts) * length) // group
                 parts.append((values[start : start + length] * scale[g : g + 1, :]).astype(jnp.bfloat16))
@@ -183,13 +190,12 @@ def _start_at_zero(y_ref: Any) -> None:
         y_ref[...] = jnp.zeros_like(y_ref)
 
 
-def reference(x: jax.Array, codes: jax.Array, scale: jax.Array, coding: Coding | None = None) -> jax.Array:
+def reference(x: jax.Array, codes: jax.Array, scale: jax.Array, coding: Coding) -> jax.Array:
     """What `matmul` computes, with the whole weight dequantized and everything in float32."""
-    coding = codings.of(codes) if coding is None else coding
     K, groups = x.shape[1], scale.shape[0]
-    if coding.packed == 2:
+    if coding.packed > 1:
         span = _span(coding, K, K // groups)
-        codes = codings.unpack_pairs(codes.reshape(-1, span, codes.shape[1]))
+        codes = codings.unpack(codes.reshape(-1, span, codes.shape[1]), coding.packed)
     W = coding.decode(codes) * jnp.repeat(scale.astype(jnp.float32), K // groups, axis=0)
     return jnp.dot(x.astype(jnp.float32), W, precision="highest")
 
@@ -198,16 +204,16 @@ def _forward(
     x: jax.Array,
     codes: jax.Array,
     scale: jax.Array,
+    coding: Coding,
     tiling: Blocks | None,
     scaled: str | None,
     interpret: Any,
-    coding: Coding | None,
 ) -> tuple[jax.Array, tuple]:
-    return matmul(x, codes, scale, tiling, scaled, interpret, coding), (x, codes, scale)
+    return matmul(x, codes, scale, coding, tiling, scaled, interpret), (x, codes, scale)
 
 
 def _backward(
-    tiling: Blocks | None, scaled: str | None, interpret: Any, coding: Coding | None, kept: tuple, dy: jax.Array
+    coding: Coding, tiling: Blocks | None, scaled: str | None, interpret: Any, kept: tuple, dy: jax.Array
 ) -> tuple:
     x, codes, scale = kept
     no_codes = np.zeros(codes.shape, jax.dtypes.float0)

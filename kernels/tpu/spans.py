@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.pallas import tpu as pltpu
 
 from qjax.kernels.tpu.codings import Coding
+from qjax.kernels.tpu.tiles import LANES
 
 STRIP = 256  # columns multiplied at a time where groups share a span: their sums are to stay in registers
 
@@ -39,9 +41,23 @@ def strips(columns: int, span: int, group: int) -> list[slice]:
     return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
 
 
+def room_for_levels(K: int, rows: int, coding: Coding, span: int) -> Any:
+    """Vector memory for `fill_levels` under so many rows of spread x."""
+    return pltpu.VMEM((K // span if coding.above else 1, rows, LANES), jnp.float32)
+
+
+def fill_levels(x: Any, room: Any, coding: Coding, span: int) -> None:
+    """Put what the `above` of codes adds to the sums of each span in room [K / span, rows, LANES], all lanes alike."""
+    if coding.above:
+        ones = jnp.full((span, LANES), coding.above * coding.factor, x.dtype)
+        for i in range(room.shape[0]):
+            room[i] = product(x[:, i * span : (i + 1) * span], ones)
+
+
 def scaled_sums(
     total: jax.Array,
     x: Any,
+    levels: Any,
     codes: Callable[[slice], jax.Array],
     scale: Callable[[int], jax.Array],
     coding: Coding,
@@ -50,7 +66,8 @@ def scaled_sums(
 ) -> jax.Array:
     """total [M, n] + x @ (values * scale), for a reference to spread x [copies M, K], inside a kernel.
 
-    codes: rows of the array of codes -> [rows, n]; scale: a group -> [1, n] float32. Bounded by the depth of a block.
+    levels: as `fill_levels` left it. codes: rows of the array of codes -> [rows, n]; scale: a group -> [1, n] float32.
+    Bounded by the depth of a block.
     """
     count = copies(span, group)
     M, K = x.shape[0] // count, x.shape[1]
@@ -59,6 +76,8 @@ def scaled_sums(
         for i, w in enumerate(coding.operands(codes(slice(stored, stored + span)))):
             start = first + i * span
             part = product(x[:, start : start + span], w)
+            if coding.above:
+                part -= jnp.concatenate([levels[start // span]] * (part.shape[1] // LANES), axis=1)
             for r in range(count):
                 total += part[r * M : (r + 1) * M] * scale(start // group + r)
     return total

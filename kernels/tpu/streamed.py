@@ -55,6 +55,7 @@ def matmul(
             pltpu.VMEM((buffers, groups, columns), scale.dtype),
             pltpu.VMEM((buffers, M, columns), jnp.float32),
             pltpu.VMEM((groups, columns), jnp.float32),
+            spans.room_for_levels(x.shape[1], x.shape[0], coding, span),
             pltpu.SemaphoreType.DMA((1,)),
             pltpu.SemaphoreType.DMA((buffers + len(parts),)),
             pltpu.SemaphoreType.DMA((buffers + len(parts),)),
@@ -88,6 +89,7 @@ def _kernel(
     s_ref: Any,
     y_ref: Any,
     room: Any,
+    levels: Any,
     x_done: Any,
     w_done: Any,
     s_done: Any,
@@ -125,6 +127,7 @@ def _kernel(
             y_ref[buffer, :, here] = spans.scaled_sums(
                 jnp.zeros((y_ref.shape[1], here.stop - here.start), jnp.float32),
                 x_ref,
+                levels,
                 lambda rows, here=here: w_ref[buffer, rows, here],
                 lambda g, strip=strip: scale[g : g + 1, strip],
                 coding,
@@ -159,6 +162,7 @@ def _kernel(
     for i in range(1, min(buffers, count)):
         _start(taken(i, i, i))
     x_copy.wait()
+    spans.fill_levels(x_ref, levels, coding, span)
     for piece, start, width in zip(first, starts, parts, strict=True):
         _wait(piece)
         multiply(0, start, width)

@@ -37,7 +37,13 @@ def _exactly(known: Element, coding: str) -> Kind:
     return Kind(coding, lambda element: None if element == known else f"{element.name} is not {known.name}")
 
 
-KINDS = {"tpu.int4.1": _integers(4), "tpu.int8.1": _integers(8), "tpu.e2m1.1": _exactly(E2M1, "E2M1")}
+KINDS = {
+    "tpu.int2.1": _integers(2),
+    "tpu.int4.2": _integers(4),
+    "tpu.int8.1": _integers(8),
+    "tpu.e2m1.1": _exactly(E2M1, "E2M1"),
+    "tpu.e4m3.1": _exactly(E4M3, "E4M3"),
+}
 
 
 def coding(layout: str) -> Any:
@@ -94,7 +100,7 @@ def run(x: jax.Array, packed: Any, dtype: Any, interpret: bool = False) -> jax.A
     scale, outer = factors(packed.grid)
     scale = jnp.broadcast_to(scale, (K // _group(packed.grid, K), N))
     codes = packed.codes.reshape(K // kind.packed, N)
-    y: jax.Array = group_scaled.matmul(flat, codes, scale, interpret=interpret, coding=kind)
+    y: jax.Array = group_scaled.matmul(flat, codes, scale, kind, interpret=interpret)
     y = y if outer is None else y * outer
     return y.reshape(*x.shape[:-1], N).astype(x.dtype if dtype is None else dtype)
 
@@ -133,16 +139,18 @@ def _pack(q: QArray, layout: str) -> jax.Array:
 
     span = kind.span(K, group)
     assert span is not None  # `refuse`
-    return codings.pack_pairs(q.codes, span)
+    codes = q.codes + jnp.asarray(kind.above, q.codes.dtype)
+    return codings.pack(codes, span, kind.packed)
 
 
 def _unpack(codes: jax.Array, grid: Grid, layout: str) -> jax.Array:
     *lead, parts, rows, N = codes.shape
-    if coding(layout).packed == 1:
-        return codes.astype(grid.meta.element.code_dtype).reshape(*lead, parts * rows, N)
+    kind, dtype = coding(layout), grid.meta.element.code_dtype
+    if kind.packed == 1:
+        return codes.astype(dtype).reshape(*lead, parts * rows, N)
     from qjax.kernels.tpu import codings
 
-    return codings.unpack_pairs(codes).astype(grid.meta.element.code_dtype)
+    return codings.unpack(codes, kind.packed).astype(dtype) - jnp.asarray(kind.above, dtype)
 
 
 def _core(codes: jax.Array, grid: Grid, layout: str) -> tuple[int, int]:

@@ -29,7 +29,7 @@ TINY = 2.0**-126  # below it float32 arithmetic flushes
 def stored(codes, coding, group):
     """The array a kernel reads."""
     span = coding.span(codes.shape[0], group)
-    return codings.pack_pairs(jnp.asarray(codes), span).reshape(-1, codes.shape[1])
+    return codings.pack(jnp.asarray(codes), span, coding.packed).reshape(-1, codes.shape[1])
 
 
 @pytest.mark.parametrize("scaled", ["sums", "codes"])
@@ -43,13 +43,30 @@ def test_every_code_of_e2m1_is_exact_under_every_block_scale(group, kind, last, 
     scale = np.resize(np.arange(1, last + 1, dtype=np.uint8), (64 // group, 128)).view(kind)
     steps = np.repeat(scale.astype(np.float64), group, 0)
     expected = E2M1[codes] * steps
-    y = group_scaled.matmul(
-        jnp.eye(64, dtype=jnp.bfloat16), stored(codes, codings.E2M1, group), jnp.asarray(scale), Blocks(64, 128, 64),
-        scaled, True, codings.E2M1,
-    )  # fmt: skip
+    arguments = jnp.eye(64, dtype=jnp.bfloat16), stored(codes, codings.E2M1, group), jnp.asarray(scale)
+    y = group_scaled.matmul(*arguments, codings.E2M1, Blocks(64, 128, 64), scaled, True)
     assert y.dtype == jnp.float32
     y, kept = np.asarray(y), (np.abs(expected) >= TINY) | (expected == 0)
     assert (y[kept] == expected[kept]).all() and (np.abs(y[~kept]) < TINY).all()
+
+
+@pytest.mark.parametrize(
+    ("coding", "values"),
+    [
+        (codings.E4M3, np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)),
+        (codings.INT4, np.arange(16.0) - 8),
+        (codings.INT2, np.arange(4.0) - 2),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_other_code_is_exact_and_stays_in_its_column(coding, values):
+    """The sums of columns that hold one code each, and zeros; NaN where the code is one."""
+    codes, columns = np.full((128, 256), coding.above, np.uint8), np.arange(256)
+    codes[columns // 2, columns] = columns % len(values)
+    x, scale = jnp.ones((1, 128), jnp.bfloat16), jnp.full((2, 256), 0.25)
+    for scaled in ("sums", "codes"):
+        y = group_scaled.matmul(x, stored(codes, coding, 64), scale, coding, None, scaled, True)
+        np.testing.assert_array_equal(np.asarray(y)[0], np.resize(values, 256) / 4)
 
 
 @pytest.mark.parametrize("kind", [ml_dtypes.float8_e8m0fnu, ml_dtypes.float8_e4m3fn])
@@ -57,9 +74,8 @@ def test_every_scale_of_a_byte_is_read_in_the_kernel(kind):
     """NaN included; 2^-127 counts as zero."""
     codes, x = np.full((64, 256), 2, np.uint8), jnp.zeros((1, 64), jnp.bfloat16).at[0, 3].set(1)
     scale = np.stack([np.arange(256, dtype=np.uint8), np.full(256, 0x38, np.uint8)]).view(kind)
-    y = group_scaled.matmul(
-        x, stored(codes, codings.E2M1, 32), jnp.asarray(scale), None, "sums", True, codings.E2M1
-    )  # fmt: skip
+    arguments = x, stored(codes, codings.E2M1, 32), jnp.asarray(scale)
+    y = group_scaled.matmul(*arguments, codings.E2M1, None, "sums", True)
     expected = scale[0].astype(np.float32)
     np.testing.assert_array_equal(np.asarray(y)[0], np.where(np.abs(expected) < TINY, 0, expected))
 
@@ -83,7 +99,7 @@ def test_short_groups_sum_exactly(M, K, N, group, tiling):
     expected = x @ (E2M1[codes] * np.repeat(scale, group, 0))
     arguments = jnp.asarray(x, jnp.bfloat16), stored(codes, codings.E2M1, group), jnp.asarray(scale, jnp.float32)
     for scaled in ("sums", "codes") if tiling is None or tiling.buffers == 2 else ("sums",):
-        y = group_scaled.matmul(*arguments, tiling, scaled, True, codings.E2M1)
+        y = group_scaled.matmul(*arguments, codings.E2M1, tiling, scaled, True)
         assert (np.asarray(y) == expected).all(), scaled
     assert (np.asarray(group_scaled.reference(*arguments, codings.E2M1)) == expected).all()
 
@@ -93,12 +109,8 @@ def test_hostile_numbers_stay_in_their_row_and_column():
     x[0, 3], x[1, 40], x[2, :] = np.nan, np.inf, 1e-30
     scale = np.ones((4, 128), np.float32)
     scale[2, :3] = np.inf, np.nan, 0
-    y = np.asarray(
-        group_scaled.matmul(
-            jnp.asarray(x, jnp.bfloat16), stored(codes, codings.E2M1, 16), jnp.asarray(scale), None, "sums", True,
-            codings.E2M1,
-        )
-    )  # fmt: skip
+    arguments = jnp.asarray(x, jnp.bfloat16), stored(codes, codings.E2M1, 16), jnp.asarray(scale)
+    y = np.asarray(group_scaled.matmul(*arguments, codings.E2M1, None, "sums", True))
     assert not np.isfinite(y[:2]).any() and not np.isfinite(y[:, :2]).any()
     tiny = float(jnp.bfloat16(1e-30))
     np.testing.assert_allclose(y[2, 2:], np.where(np.arange(2, 128) == 2, 48, 64) * 6 * tiny, rtol=1e-5)
@@ -114,7 +126,7 @@ def test_no_races_where_groups_share_a_span():
     x, codes = np.ones((16, 64), np.float32), np.full((64, 512), 5, np.uint8)
     look = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
     arguments = jnp.asarray(x, jnp.bfloat16), stored(codes, codings.E2M1, 32), jnp.ones((2, 512))
-    y = group_scaled.matmul(*arguments, Blocks(16, 128, 64, 3), "sums", look, codings.E2M1)
+    y = group_scaled.matmul(*arguments, codings.E2M1, Blocks(16, 128, 64, 3), "sums", look)
     assert (np.asarray(y) == 64 * 3).all()
 
 
@@ -124,6 +136,7 @@ def test_no_races_where_groups_share_a_span():
         ("mxfp4", "tpu.e2m1.1", (2, 64, 128)),
         ("nvfp4", "tpu.e2m1.1", (180, 128)),  # padded to 192
         ("fp4_e2m1_g32", "tpu.e2m1.1", (64, 128)),  # scales that are no bytes
+        ("fp8_e4m3_g64", "tpu.e4m3.1", (128, 128)),
     ],
 )
 def test_prepared_leaves_are_exact_and_the_kernel_reads_them(fmt, layout, shape):
@@ -145,7 +158,7 @@ def test_prepared_leaves_are_exact_and_the_kernel_reads_them(fmt, layout, shape)
 
 def test_gradients_pass_scales_of_a_byte():
     codes, scale = jnp.full((32, 128), 0x25, jnp.uint8), jnp.full((2, 128), 0.5, jnp.float8_e8m0fnu)
-    slope = jax.grad(lambda x: group_scaled.matmul(x, codes, scale, None, "sums", True, codings.E2M1).sum())
+    slope = jax.grad(lambda x: group_scaled.matmul(x, codes, scale, codings.E2M1, None, "sums", True).sum())
     np.testing.assert_array_equal(slope(jnp.ones((1, 64)))[0], np.repeat([1.5 * 128, 0.5 * 128], 32))
 
 
@@ -169,7 +182,7 @@ def test_layouts_refuse_what_is_not_theirs():
     w = jnp.asarray(draw.normal(0, 64, 128))
     for fmt, layout, match in (
         ("nf4_g64", "tpu.e2m1.1", "nf4 is not e2m1"),
-        ("mxfp4", "tpu.int4.1", "e2m1 codes do not fit int4"),
+        ("mxfp4", "tpu.int4.2", "e2m1 codes do not fit int4"),
         (Format(elements.E2M1, scale=None), "tpu.e2m1.1", "no scale"),
     ):
         with pytest.raises(ValueError, match=match):
