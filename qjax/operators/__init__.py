@@ -26,6 +26,7 @@ from qjax.operators.maps.composed import Composed as Composed
 from qjax.operators.maps.diag import Diag as Diag
 from qjax.operators.maps.frame import Frame as Frame
 from qjax.operators.maps.hadamard import Hadamard as Hadamard
+from qjax.operators.maps.head_order import HeadOrder as HeadOrder
 from qjax.operators.maps.kept_apart import KeepBeyond as KeepBeyond
 from qjax.operators.maps.kept_apart import KeepLargest as KeepLargest
 from qjax.operators.maps.kronecker import Kronecker as Kronecker

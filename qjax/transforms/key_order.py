@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from qjax.operators import Composed, Map
+from qjax.operators import Composed, HeadOrder, Map
 from qjax.trace.topology import Scores
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class HeadOrder(Map):
-    """x [..., heads, dim] with the channels of each head in an order of its own, int32 [heads, dim].
-
-    >>> HeadOrder(jnp.array([[1, 0], [0, 1]])).apply(jnp.array([[3, 4], [5, 6]])).tolist()
-    [[4, 3], [5, 6]]
-    """
-
-    order: jax.Array
-
-    def apply(self, x: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x, jnp.broadcast_to(self.order, x.shape), axis=-1)
 
 
 def sorted_blocks(leaves: Mapping[str, Any], pair: Scores, rounding: Map) -> Composed:

@@ -83,7 +83,7 @@ def test_bad_input(make, message):
         make()
 
 
-def test_sorted_keys_share_blocks():
+def test_sorted_keys_share_blocks(tmp_path):
     """Every other channel of the keys is 100 times as large: sorted, no block of four holds both kinds."""
     plain = Decoder(ARCH)
     params = plain.init(jax.random.key(0))
@@ -93,7 +93,10 @@ def test_sorted_keys_share_blocks():
     x = random(3, 1, 5, 2, 8) * large.reshape(2, 8)[None, None]
 
     def rounded(model, params, ordered):
-        program, _ = qjax.run(sorted_keys("int4_g4", ordered=ordered), model, params, [jnp.zeros((1, 2), jnp.int32)])
+        program, _ = qjax.run(
+            sorted_keys("int4_g4", ordered=ordered), model, params, [jnp.zeros((1, 2), jnp.int32)],
+            checkpoint=str(tmp_path / f"{ordered}"),
+        )  # fmt: skip
         ((site, tap),) = program.taps.items()
         return site, tap.apply(x)
 
