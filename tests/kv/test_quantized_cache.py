@@ -95,7 +95,7 @@ def test_sorted_keys_share_blocks(tmp_path):
     def rounded(model, params, ordered):
         program, _ = qjax.run(
             sorted_keys("int4_g4", ordered=ordered), model, params, [jnp.zeros((1, 2), jnp.int32)],
-            checkpoint=str(tmp_path / f"{ordered}"),
+            checkpoint=str(tmp_path / f"{ordered} {model.scan}"),
         )  # fmt: skip
         ((site, tap),) = program.taps.items()
         return site, tap.apply(x)
