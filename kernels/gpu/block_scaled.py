@@ -20,6 +20,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from qjax.kernels.gpu.shared_memory import swizzled
+
 ROWS = 128  # of either operand in one product, and of scales in one tile of them
 BLOCKS = {"float8_e4m3fn": 16, "float8_e8m0fnu": 32}  # codes under one scale, by the type of the scales
 PAIRS = (
@@ -130,10 +132,10 @@ def matmul(
     scratch = {
         "sums": plgpu.TMEM((ROWS, ROWS), jnp.float32),
         "done": plgpu.Barrier(orders_tensor_core=True),
-        "leaving": plgpu.SMEM((ROWS, COLUMNS), jnp.float32, transforms=_swizzled(COLUMNS, 32)),
+        "leaving": plgpu.SMEM((ROWS, COLUMNS), jnp.float32, transforms=swizzled(COLUMNS, 32)),
     }
     side = (
-        plgpu.SMEM((ROWS, step), jnp.bfloat16, transforms=_swizzled(64, 16))
+        plgpu.SMEM((ROWS, step), jnp.bfloat16, transforms=swizzled(64, 16))
         if interpret
         else plgpu.TMEM(
             (ROWS, SCALES * step // _least(x_scale.dtype)), x_scale.dtype, layout=plgpu.TMEMLayout.SCALES_LAYOUT
@@ -191,8 +193,8 @@ def _kernel(
         body,
         grid=(steps,),
         in_specs=[
-            plgpu.BlockSpec(codes, lambda k: (i, first + k), transforms=_swizzled(step, bits)),
-            plgpu.BlockSpec(codes, lambda k: (j, first + k), transforms=_swizzled(step, bits)),
+            plgpu.BlockSpec(codes, lambda k: (i, first + k), transforms=swizzled(step, bits)),
+            plgpu.BlockSpec(codes, lambda k: (j, first + k), transforms=swizzled(step, bits)),
             plgpu.BlockSpec(scales, lambda k: (i, first + k, 0, 0)),
             plgpu.BlockSpec(scales, lambda k: (j, first + k, 0, 0)),
         ],
@@ -235,12 +237,6 @@ def _misfit(x: jax.Array, w: jax.Array, x_scale: jax.Array, w_scale: jax.Array) 
     if (x_scale.shape, w_scale.shape) != expected:
         return f"scales are to be {expected[0]} and {expected[1]}"
     return None
-
-
-def _swizzled(columns: int, bits: int) -> tuple[Any, ...]:
-    """Rows of so many entries as the tensor core and TMA want them in shared memory."""
-    swizzle = plgpu.find_swizzle(columns * bits)
-    return plgpu.TilingTransform((8, swizzle * 8 // bits)), plgpu.SwizzleTransform(swizzle)
 
 
 def _bits(codes: Any) -> int:

@@ -23,6 +23,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from qjax.kernels.gpu.shared_memory import swizzled
+
 OUTPUTS = 64  # rows of W^T that one WGMMA takes
 LANES = 8  # codes in a word
 BLOCKS = 264  # resident on an H100 at a time: two on each of 132 multiprocessors, one converts, the other multiplies
@@ -157,20 +159,14 @@ def _kernel(
         body,
         grid=(steps // splits,),
         in_specs=[
-            plgpu.BlockSpec((None, outputs, count), lambda k: (first + k, i, 0), transforms=_swizzled(count, 32)),
-            plgpu.BlockSpec((rows, count * LANES), lambda k: (j, first + k), transforms=_swizzled(count * LANES, 16)),
+            plgpu.BlockSpec((None, outputs, count), lambda k: (first + k, i, 0), transforms=swizzled(count, 32)),
+            plgpu.BlockSpec((rows, count * LANES), lambda k: (j, first + k), transforms=swizzled(count * LANES, 16)),
             plgpu.BlockSpec((1, outputs), lambda k: ((first + k) // steps_a_group, i)),
         ],
         max_concurrent_steps=buffers,
         init_carry=plgpu.layout_cast(jnp.zeros((outputs, rows), jnp.float32), plgpu.Layout.WGMMA),
     )
     y[part, pl.ds(i * outputs, outputs), pl.ds(j * rows, rows)] = run(words, x, scale)
-
-
-def _swizzled(columns: int, bits: int) -> tuple[Any, ...]:
-    """Rows of so many entries as WGMMA and loads without bank conflicts want them in shared memory."""
-    swizzle = plgpu.find_swizzle(columns * bits)
-    return plgpu.TilingTransform((8, swizzle * 8 // bits)), plgpu.SwizzleTransform(swizzle)
 
 
 def _codes(words: jax.Array, interpret: bool) -> jax.Array:
@@ -202,7 +198,7 @@ def _halves_in_registers(pairs: list[jax.Array]) -> jax.Array:
 
     @plgpu.inline_mgpu(
         arg_types=(_words_layout(),) * len(pairs),
-        return_type=plgpu.ShapeDtypeStruct((outputs, 2 * n * len(pairs)), jnp.bfloat16, layout=wgmma),
+        return_type=plgpu.ShapeDtypeStruct((outputs, 2 * n * len(pairs)), jnp.dtype(jnp.bfloat16), layout=wgmma),
     )
     def rename(_: Any, *words: Any) -> Any:
         pair = ir.VectorType.get((2,), ir.BF16Type.get())
