@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qjax.record import SCHEMA, SUB_BYTE, Array, RecordError, chosen, decode, dtype, encode
+from qjax.record import SCHEMA, SUB_BYTE, Array, Get, RecordError, chosen, decode, dtype, encode
 
 
 def save_sharded(folder: str | os.PathLike[str], tree: Any) -> str:
@@ -56,7 +56,8 @@ def described(folder: str | os.PathLike[str], where: str = "*") -> Any:
 
     Raises: as `load_sharded`.
     """
-    return _tree(Path(folder).absolute(), where, _abstract)
+    path = Path(folder).absolute()
+    return _decoded(path, _record(path, where), _abstract)
 
 
 def load_sharded(folder: str | os.PathLike[str], *, where: str = "*", shardings: Any = None) -> Any:
@@ -72,6 +73,7 @@ def load_sharded(folder: str | os.PathLike[str], *, where: str = "*", shardings:
         KeyError: no path matches `where`.
     """
     path = Path(folder).absolute()
+    record = _record(path, where)
     entries: dict[int, Mapping[str, Any]] = {}
     kept: list[jax.ShapeDtypeStruct] = []  # so that no identity is used twice
 
@@ -80,7 +82,7 @@ def load_sharded(folder: str | os.PathLike[str], *, where: str = "*", shardings:
         entries[id(kept[-1])] = entry
         return kept[-1]
 
-    tree = _tree(path, where, listed)
+    tree = _decoded(path, record, listed)
     everywhere = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if shardings is None else shardings
     placed = jax.tree.map(lambda sharding, part: jax.tree.map(lambda _: sharding, part), everywhere, tree)
     homes = {id(a): s for a, s in zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True)}
@@ -101,7 +103,7 @@ def load_sharded(folder: str | os.PathLike[str], *, where: str = "*", shardings:
         kind, name = dtype(entry["dtype"]), entry[_key(entry)]
         return _restored(found[name], kind) if name in found else jnp.zeros(entry["shape"], kind)
 
-    return _tree(path, where, get)
+    return _decoded(path, record, get)
 
 
 _NONE = {"none": np.zeros(1, np.uint8)}  # Orbax keeps no empty tree
@@ -114,7 +116,8 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
-def _tree(path: Path, where: str, get: Any) -> Any:
+def _record(path: Path, where: str) -> Any:
+    """The record of a checkpoint, or the part of it that a glob names."""
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
     ocp = _orbax()
@@ -131,8 +134,12 @@ def _tree(path: Path, where: str, get: Any) -> Any:
     part = chosen(record, where)
     if part == {"dict": {}} != record:
         raise KeyError(f"{path}: no path of this tree matches {where!r}")
+    return part
+
+
+def _decoded(path: Path, record: Any, get: Get) -> Any:
     try:
-        return decode(part, get)
+        return decode(record, get)
     except (KeyError, TypeError, ValueError, IndexError) as e:
         raise RecordError(f"{path}: its record cannot be read ({type(e).__name__}: {e})") from e
 

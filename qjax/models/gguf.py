@@ -27,7 +27,7 @@ def open_gguf(path: str | Path) -> GGUFReader:
     """The file memory-mapped.
 
     Raises:
-        ValueError: if it is no GGUF file, or a model of another architecture than `KINDS` has.
+        ValueError: if it is no GGUF file, a model of another architecture than `KINDS` has, or has an empty tensor.
     """
     try:
         reader = GGUFReader(path)
@@ -37,6 +37,9 @@ def open_gguf(path: str | Path) -> GGUFReader:
     family = metadata(reader, "general.architecture")
     if not isinstance(family, str) or family not in KINDS:
         raise ValueError(f"{path} holds a {family!r} model; those that can be read are {', '.join(KINDS)}")
+    for tensor in reader.tensors:  # what has no numbers takes no bytes, so that the file's size does not bound it
+        if not all(tensor.shape):
+            raise ValueError(f"{path} is malformed: its tensor {tensor.name!r} has shape {tensor.shape.tolist()}")
     return reader
 
 

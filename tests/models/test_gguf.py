@@ -204,6 +204,14 @@ def test_a_wrong_shape_is_named(tmp_path, weights):
         load(tmp_path / "m.gguf")
 
 
+def test_a_tensor_without_numbers_is_refused(tmp_path, weights):
+    """It takes no bytes, so that its other size may be anything."""
+    empty = {path: np.zeros((1 << 40, 0) if path == "head" else w.shape, np.float32) for path, w in weights.items()}
+    write(tmp_path / "m.gguf", empty)
+    with pytest.raises(ValueError, match=r"'output\.weight' has shape"):
+        load(tmp_path / "m.gguf", quantized=True)
+
+
 def test_other_families_are_refused(tmp_path, weights):
     write(tmp_path / "m.gguf", weights, family="gpt2")
     with pytest.raises(ValueError, match="'gpt2' model"):
