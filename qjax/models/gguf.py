@@ -17,6 +17,7 @@ from qjax.dispatch import dense
 from qjax.models.architecture import Architecture
 from qjax.models.decoder import nest
 from qjax.models.gguf_families import KINDS, Kind, architecture_of, neighbours, outer_scale, paths_of
+from qjax.models.gguf_header import check_lengths
 from qjax.qarray import QArray
 
 # Types that hold floats, one by one.
@@ -30,9 +31,10 @@ def open_gguf(path: str | Path) -> GGUFReader:
         ValueError: if it is no GGUF file, a model of another architecture than `KINDS` has, or has an empty tensor.
     """
     try:
+        check_lengths(path)
         reader = GGUFReader(path)
     # The reader checks the magic number and then trusts the lengths it finds.
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable GGUF file: {error}") from error
     family = metadata(reader, "general.architecture")
     if not isinstance(family, str) or family not in KINDS:

@@ -99,7 +99,11 @@ def _byte_level(tokens: list[str], types: list[int], merges: list[str], splitter
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     # llama.cpp takes a word that is a token as it is for Llama 3, whatever the merges say.
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=splitter == "llama-bpe"))
+    try:
+        model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=splitter == "llama-bpe")
+    except Exception as error:  # the library has no narrower one
+        raise ValueError(f"the file's tokenizer is malformed: {error}") from error
+    backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = words(splitter)
     backend.decoder = decoders.ByteLevel()
     # Matched in the text before words are split, in the order of their ids.

@@ -212,6 +212,15 @@ def test_a_tensor_without_numbers_is_refused(tmp_path, weights):
         load(tmp_path / "m.gguf", quantized=True)
 
 
+def test_an_array_longer_than_the_file_is_refused(tmp_path, weights):
+    write(tmp_path / "m.gguf", weights)
+    data = (tmp_path / "m.gguf").read_bytes()
+    at = data.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8  # behind two types: its length
+    (tmp_path / "m.gguf").write_bytes(data[:at] + (2**60).to_bytes(8, "little") + data[at + 8 :])
+    with pytest.raises(ValueError, match=r"bytes begins at byte"):
+        load(tmp_path / "m.gguf")
+
+
 def test_other_families_are_refused(tmp_path, weights):
     write(tmp_path / "m.gguf", weights, family="gpt2")
     with pytest.raises(ValueError, match="'gpt2' model"):
