@@ -45,6 +45,7 @@ class Study:
         self.rows = sweep.rows(config)
         self.chains = {row.name: row.build() for row in self.rows if row.method != sweep.FLOAT}
         self.subject = subject.load(config["model"])
+        self.runnable = subject.runnable(self.subject)  # kept: a row whose twin has run is not compiled again
         if config["replicates"] > 1 and not self.subject.cells:
             raise ValueError(
                 f"config.replicates is {config['replicates']}, but the model's weights lie on no known grid"
@@ -150,9 +151,8 @@ class Study:
                 turn = itertools.count()
                 scores = evaluate.evaluate(lambda *_: reference(next(turn)), program, self.batches)
             else:
-                runnable = subject.runnable(self.subject)
                 scores = evaluate.evaluate(
-                    runnable, program, self.batches, reference=reference, progress=_bar(row.name)
+                    self.runnable, program, self.batches, reference=reference, progress=_bar(row.name)
                 )
         with self.timed(row.name, "size", replicate):
             bits = evaluate.bpw_model(params)

@@ -23,7 +23,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("clipped_inputs")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     name = "weights_and_inputs"
     config.extra = {name: {"format": None, "inputs": "int8_token", "keep": (100.0, 99.9, 99.0, 95.0)}}
     config.claims = tuple(

@@ -22,7 +22,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("clipped_weights")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     name = "weights_and_inputs"
     formats = ("int4_channel", "int4_g64", "int3_channel", "int3_g64")
     config.extra = {name: {"format": formats, "inputs": None, "searched": (True, False)}}

@@ -23,7 +23,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("combined_methods")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     name = "weights_and_inputs"
     formats, turned, smoothed = ("int4_channel", "mxint4"), ("none", "inputs"), (None, 0.5)
     config.extra = {

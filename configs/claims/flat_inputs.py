@@ -24,7 +24,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("flat_inputs")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     name = "weights_and_inputs"
     config.extra = {
         name: {"format": None, "inputs": "int4", "rotation": ("none", "blocks", "inputs"), "smoothing": (None, 0.5)}

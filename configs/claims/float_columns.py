@@ -22,7 +22,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("float_columns")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     config.extra = {"llm_int8": {"threshold": (6.0, 25.0, 100.0, 1e9)}}
     config.claims = (
         ("llm_int8 6.0", "llm_int8 1000000000.0"),

@@ -25,7 +25,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("hard_inputs")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     name = "weights_and_inputs"
     inputs = tuple(f"int{bits}_{where}" for bits in (8, 4) for where in ("tensor", "token", "input"))
     config.recipe = {"methods": ("rtn",), "format": ("int8", "int4")}

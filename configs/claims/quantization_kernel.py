@@ -23,7 +23,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("quantization_kernel")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     config.extra = {"crossquant": {"bits": (8, 4), "alpha": (0.0, 0.15, 0.5, 1.0)}}
     config.claims = (
         ("crossquant 0.15 8", "crossquant 1.0 8"),

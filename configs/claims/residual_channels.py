@@ -22,7 +22,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("residual_channels")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     config.extra = {
         "arcquant": {"channels": (0, 16, 32, 64)},
         "weights_and_inputs": {"format": "mxfp8_e4m3"},

@@ -23,7 +23,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("rotation_draws")
     config.replicates = 3
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     draws = range(10)
     config.extra = {
         "quarot": {"method": "rtn", "draw": tuple(draws)},

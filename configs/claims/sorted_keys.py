@@ -22,7 +22,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("sorted_keys")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     config.extra = {"sorted_keys": {"keys": ("mxint4", "int3_g32_floor_e8m0"), "ordered": (True, False)}}
     config.claims = (
         ("sorted_keys mxint4 True", "sorted_keys mxint4 False"),
