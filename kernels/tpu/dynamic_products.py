@@ -29,9 +29,9 @@ ROOM = 4 << 20  # bytes of codes of x in vector memory
 LIMIT = 48 << 20  # bytes of vector memory asked for; every chip that multiplies int8 has 64 MiB or more
 
 
-def refuse(K: int, N: int) -> str | None:
-    """Why the kernel cannot run x [M, K] and codes [K, N], or None."""
-    return integer_products.refuse(K, N, 8)
+def refuse(K: int, N: int, chip: str | None = None) -> str | None:
+    """Why the kernel cannot run x [M, K] and codes [K, N], on a chip (None: not known), or None."""
+    return integer_products.refuse(K, N, 8, chip)
 
 
 def blocks(M: int, K: int, N: int, chip: str | None = None) -> Blocks:

@@ -20,8 +20,10 @@ from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 ROWS = {4: 64, 8: 32}  # of int4 and int8 codes in one tile of registers
 
 
-def refuse(K: int, N: int, bits: int) -> str | None:
-    """Why the kernel cannot run codes [M, K] and [K, N] of 4 or 8 bits, or None."""
+def refuse(K: int, N: int, bits: int, chip: str | None = None) -> str | None:
+    """Why the kernel cannot run codes [M, K] and [K, N] of 4 or 8 bits, on a chip (None: not known), or None."""
+    if chip == "v4":
+        return "TPU v4 has no products of integers"
     if N % LANES:
         return f"{N} outputs are no multiple of {LANES}"
     if K % LANES:

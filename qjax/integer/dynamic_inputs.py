@@ -38,7 +38,7 @@ def dynamic_matmul(x: Array, w: QArray, *, implementation: Literal["xla", "mosai
             (or one for all) without zero points, shapes that do not fit, sums that int32 may not hold, or a named
             implementation that cannot run, and why.
     """
-    from qjax.kernels.tpu import dynamic_products  # Pallas takes a second to import
+    from qjax.kernels.tpu import dynamic_products, tiles  # Pallas takes a second to import
 
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"dynamic_matmul: x is {x.dtype}; expected a floating type, which it rounds itself")
@@ -51,7 +51,7 @@ def dynamic_matmul(x: Array, w: QArray, *, implementation: Literal["xla", "mosai
         raise ValueError(f"dynamic_matmul: w has groups of {w.meta.block[0]} inputs; it takes a scale a column")
     if K * 2**14 >= 2**31:
         raise ValueError(f"dynamic_matmul: the sum of {K} products of int8 may overflow int32")
-    why = refuse_platform(jax.default_backend()) or dynamic_products.refuse(K, N)
+    why = refuse_platform(jax.default_backend()) or dynamic_products.refuse(K, N, tiles.chip())
     if implementation == "mosaic" and why is not None:
         raise ValueError(f"dynamic_matmul: the kernel 'mosaic' cannot run: {why}")
     side = operand(w, "w", K, True)

@@ -69,9 +69,9 @@ def _refuse_kernel(x: QArray, w: QArray, bias: Array | None, left: Side) -> str 
         return "it takes signed codes without zero points, and no bias"
     if left.codes.shape[0] > 1:
         return f"it takes one group of inputs and these have {left.codes.shape[0]}"
-    from qjax.kernels.tpu import integer_products
+    from qjax.kernels.tpu import integer_products, tiles
 
-    return integer_products.refuse(*w.shape, bits=8)
+    return integer_products.refuse(*w.shape, bits=8, chip=tiles.chip())
 
 
 def _centred(q: QArray) -> bool:

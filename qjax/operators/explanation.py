@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from qjax import dispatch
+from qjax.operators import rounded_inputs
 from qjax.operators.implementations import choose
 from qjax.operators.operator import walk
 from qjax.operators.packed import LAYOUTS, Packed
+from qjax.operators.pre import Pre
 from qjax.qarray import QArray
 
 
@@ -26,14 +28,22 @@ class Choice(NamedTuple):
 
 
 def choices(tree: Any, tokens: int = 1, platform: str | None = None) -> tuple[Choice, ...]:
-    """One record for every quantized leaf of a tree or operator, for so many tokens on a platform (None: this one)."""
+    """One record for every quantized leaf of a tree or operator, for so many tokens on a platform (None: this one).
+
+    Inputs are float32, or rounded where a `Quantize` stands in front of the leaf.
+    """
     platform = jax.default_backend() if platform is None else platform
     found = []
     tops = jax.tree_util.tree_leaves_with_path(tree, is_leaf=dispatch.is_operator)
     for key, top in tops:
-        for path, node in walk(top, jax.tree_util.keystr(key, simple=True, separator="/")):
-            if isinstance(node, (QArray, Packed)):
-                found.append(_choice(path, node, tokens, platform))
+        nodes = list(walk(top, jax.tree_util.keystr(key, simple=True, separator="/")))
+        parts = {id(part) for _, node in nodes if isinstance(node, Packed) for part in node.children().values()}
+        maps = {id(node.op): node.T for _, node in nodes if isinstance(node, Pre)}
+        found += [
+            _choice(path, node, maps.get(id(node)), tokens, platform)
+            for path, node in nodes
+            if isinstance(node, (QArray, Packed)) and id(node) not in parts
+        ]
     return tuple(found)
 
 
@@ -55,15 +65,15 @@ def explain(tree: Any, tokens: int = 1, platform: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def _choice(path: str, leaf: QArray | Packed, tokens: int, platform: str) -> Choice:
+def _choice(path: str, leaf: QArray | Packed, T: Any, tokens: int, platform: str) -> Choice:
+    """What matmul does for a leaf behind a map T of its inputs, or None."""
     meta = leaf.meta if isinstance(leaf, QArray) else leaf.grid.meta
     candidates = dispatch.IMPLEMENTATIONS if isinstance(leaf, QArray) else LAYOUTS[leaf.layout].implementations
-    chosen = choose(candidates, leaf, tokens, platform)
-    refused = tuple(
-        (c.name, why) for c in candidates if (why := c.refuse(leaf, tokens, platform, jnp.float32)) is not None
-    )
+    whys = rounded_inputs.refusals(T, leaf, platform)
+    joint = next((name for name, why in whys.items() if why is None), None)
+    name = choose(candidates, leaf, tokens, platform).name if joint is None else joint
+    whys |= {c.name: c.refuse(leaf, tokens, platform, jnp.float32) for c in candidates}
+    refused = tuple((name, why) for name, why in whys.items() if why is not None)
     blocks = "x".join("all" if b < 0 else str(b) for b in meta.block)
     layout = f", {leaf.layout}" if isinstance(leaf, Packed) else ""
-    return Choice(
-        path, leaf.shape, f"{meta.element.name} {blocks}{layout}", chosen.name, refused, chosen.name == "dequantize"
-    )
+    return Choice(path, leaf.shape, f"{meta.element.name} {blocks}{layout}", name, refused, name == "dequantize")

@@ -30,6 +30,8 @@ class Layout(NamedTuple):
     unpack: Callable[[jax.Array, Grid], jax.Array]
     core: Callable[[jax.Array, Grid], tuple[int, int]]  # logical (K, N)
     implementations: tuple[Implementation, ...]
+    arrange: Callable[[Grid], Grid] = lambda grid: grid  # scales as the kernels read them
+    restore: Callable[[Grid], Grid] = lambda grid: grid  # and back
 
 
 def choose(

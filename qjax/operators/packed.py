@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from qjax import dispatch
-from qjax.operators import grouped, narrow_codes, nibble_words, wgmma_words
+from qjax.operators import block_scaled_codes, grouped, narrow_codes, nibble_words, wgmma_words
 from qjax.operators.implementations import Implementation, Layout, choose
 from qjax.operators.operator import Operator, product
 from qjax.qarray import Grid, QArray
@@ -21,8 +21,9 @@ from qjax.quantization import dequantize
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Packed(Operator):
-    """The codes of a QArray [batch..., K, N] in the named, versioned `layout`; scales, offset and metadata unchanged.
+    """The codes of a QArray [batch..., K, N] in the named, versioned `layout`; metadata unchanged.
 
+    So are scales and offset, unless the layout arranges them too (`Layout.arrange`).
     Made by `qjax.prepare`, undone exactly by `qjax.unpack`.
     """
 
@@ -68,24 +69,24 @@ def pack(q: QArray, layout: str) -> Packed:
     why = LAYOUTS[layout].refuse(q)
     if why is not None:
         raise ValueError(f"layout {layout!r} does not fit QArray {q.shape}: {why}")
-    return Packed(_pack(q, layout), q.grid, layout)
+    codes, grid = _pack(q, layout)
+    return Packed(codes, grid, layout)
 
 
 def unpack(packed: Packed) -> QArray:
     """The QArray it was made from, bit for bit."""
-    grid = packed.grid
-    codes = _unpack(packed.codes, grid, packed.layout)
+    codes, grid = _unpack(packed.codes, packed.grid, packed.layout)
     return QArray(codes, grid.scales, grid.offset, grid.table, grid.meta)
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _pack(q: QArray, layout: str) -> jax.Array:
-    return LAYOUTS[layout].pack(q)
+def _pack(q: QArray, layout: str) -> tuple[jax.Array, Grid]:
+    return LAYOUTS[layout].pack(q), LAYOUTS[layout].arrange(q.grid)
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _unpack(codes: jax.Array, grid: Grid, layout: str) -> jax.Array:
-    return LAYOUTS[layout].unpack(codes, grid)
+def _unpack(codes: jax.Array, grid: Grid, layout: str) -> tuple[jax.Array, Grid]:
+    return LAYOUTS[layout].unpack(codes, grid), LAYOUTS[layout].restore(grid)
 
 
 WHOLE = Implementation(
@@ -103,5 +104,6 @@ LAYOUTS: dict[str, Layout] = {
         (grouped.NIBBLES, grouped.LAYOUT, (nibble_words.ELSEWHERE, *grouped.LAYOUT.implementations)),
         *((name, layout, layout.implementations) for name, layout in narrow_codes.LAYOUTS.items()),
         (wgmma_words.NAME, wgmma_words.LAYOUT, wgmma_words.LAYOUT.implementations),
+        (block_scaled_codes.NAME, block_scaled_codes.LAYOUT, ()),
     )
 }

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
-from qjax.operators import post  # the module: Pre and Post transpose into each other
+from qjax.operators import post, rounded_inputs  # post, the module: Pre and Post transpose into each other
 from qjax.operators.factored import add_shift
 from qjax.operators.operator import Map, NotLinear, Operator
 
@@ -41,6 +41,9 @@ class Pre(Operator):
         return np.dtype(self.op.dtype)
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
+        joint = rounded_inputs.chosen(self.T, self.op, implementation, x.dtype)
+        if joint is not None:
+            return rounded_inputs.matmul(joint, x, self.T, self.op, dtype)
         return dispatch.matmul(self.T.apply(x), self.op, dtype=dtype, implementation=implementation)
 
     def affine(self) -> tuple[jax.Array, jax.Array | None]:

@@ -37,15 +37,21 @@ def refuse(q: QArray) -> str | None:
     return group_scaled.refuse(K, N, _group(q.grid, K))
 
 
-def refuse_kernel(packed: Any, tokens: int, platform: str, dtype: Any) -> str | None:
-    """Why the kernel cannot run this leaf, or None."""
+def refuse_gpu(platform: str, capability: str, what: str) -> str | None:
+    """Why `what`, which GPUs of one compute capability have, cannot run here, or None."""
     if platform != "gpu":
         return f"it is compiled for gpu, not {platform}"
     if jax.__version_info__[:2] < OLDEST_JAX:
         return f"it needs jax {'.'.join(map(str, OLDEST_JAX))} or newer; this is {jax.__version__}"
-    found = getattr(jax.devices()[0], "compute_capability", None) if jax.default_backend() == "gpu" else CAPABILITY
-    if found != CAPABILITY:
-        return f"WGMMA is of compute capability {CAPABILITY}; this GPU's is {found}"
+    found = getattr(jax.devices()[0], "compute_capability", None) if jax.default_backend() == "gpu" else capability
+    return None if found == capability else f"{what} is of compute capability {capability}; this GPU's is {found}"
+
+
+def refuse_kernel(packed: Any, tokens: int, platform: str, dtype: Any) -> str | None:
+    """Why the kernel cannot run this leaf, or None."""
+    why = refuse_gpu(platform, CAPABILITY, "WGMMA")
+    if why is not None:
+        return why
     if jnp.dtype(dtype) != jnp.bfloat16:
         return f"it takes bfloat16 activations and x is {jnp.dtype(dtype)}"
     return "the weight has batch axes: take one entry at a time" if packed.batch_shape else None

@@ -13,8 +13,8 @@ from qjax.coding import decode, encode, saturated
 from qjax.formats.format import FULL, Format
 from qjax.formats.spelling import as_format
 from qjax.operators.operator import Map, NotAffine
-from qjax.qarray import Grid
-from qjax.quantization import fake_quantize, fit
+from qjax.qarray import Grid, QArray
+from qjax.quantization import fake_quantize, fit, quantize
 from qjax.ranges import Range
 
 
@@ -101,6 +101,14 @@ class Quantize(Map):
             return on_grid(tokens, grid).reshape(x.shape)
         flat = x.reshape(-1, x.shape[-1])
         return fake_quantize(flat, self.format, axis=-1, range=self.range).reshape(x.shape)
+
+    def codes(self, x: jax.Array) -> QArray:
+        """What `apply` rounds x [tokens, K] to, before it is dequantized; for a map without batch axes."""
+        if self.grid is not None:
+            return encode(self.grid, x)
+        if self.outer is not None:
+            return encode(fit(x, self.format, -1, 0, self.range, outer=(self.outer, None)), x)
+        return quantize(x, self.format, axis=-1, range=self.range)
 
     def transpose(self) -> Map:
         raise NotAffine(f"Quantize({self.format.name}) rounds activations; it has no transpose")
