@@ -22,7 +22,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("floats_w4a8")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     name = "weights_and_inputs"
     config.extra = {name: {"format": ("fp4_e2m1", "int4"), "inputs": ("fp8_e4m3", "int8")}}
     config.claims = (

@@ -22,7 +22,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("int_versus_fp8")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     name = "weights_and_inputs"
     formats = ("fp8_e4m3_tensor", "int8_tensor", "fp8_e4m3", "int8")
     config.extra = {name: {"format": formats}}

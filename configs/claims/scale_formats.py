@@ -23,7 +23,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("scale_formats")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     name = "weights_and_inputs"
     config.extra = {name: {"format": ("nvfp4", "nvfp4_ue5m3", "nvfp4_e4m3", "nvfp4_e8m0")}}
     config.claims = (

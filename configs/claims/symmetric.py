@@ -23,7 +23,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("symmetric")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 16}})
+    config.update({"evaluation": {"windows": 8}})
     name = "weights_and_inputs"
     config.recipe = {"methods": ("rtn",), "format": ("int4_g64_affine", "int4_g64")}
     config.extra = {
