@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qjax import dispatch
+from qjax.kernels.aot import gpu
 from qjax.operators import block_scaled_codes, rounded_inputs
 from qjax.operators.explanation import choices
 from qjax.operators.maps.quantize import Quantize
@@ -115,3 +116,12 @@ def test_the_scales_of_a_packed_leaf_are_no_leaf_of_their_own():
 def test_the_layout_refuses_what_no_tensor_core_multiplies(fmt, words):
     assert words in (block_scaled_codes.refuse_layout(weight(fmt)) or "")
     assert "100 outputs" in (block_scaled_codes.refuse_layout(quantize(jnp.ones((K, 100)), "mxfp4")) or "")
+
+
+@mosaic_gpu.needed
+def test_a_layout_lowers_for_blackwell_with_its_rounding_in_front():
+    p, T = pack(weight("nvfp4"), block_scaled_codes.NAME), Quantize.dynamic("nvfp4")
+    lowered = gpu.lower(
+        gpu.GPUS["B200"], lambda x: block_scaled_codes.run(T.codes(x), p), ((16, K), jnp.dtype(jnp.bfloat16))
+    )
+    assert "mosaic_gpu" in lowered.as_text()
