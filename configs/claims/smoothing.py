@@ -22,7 +22,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("smoothing")
     config.replicates = 5
-    config.update({"evaluation": {"windows": 8}})
+    config.update({"calibration": {"windows": 8}, "evaluation": {"windows": 8}})
     config.extra = {
         "smoothquant": {"alpha": (0.5, 0.85), "activations": ("int8", "int8_tensor")},
         "w8a8": {"granularity": ("token", "tensor")},
