@@ -31,6 +31,7 @@ from qjax.recipes.huang2025_milo import milo
 from qjax.recipes.hubara2020_adaquant import adaquant
 from qjax.recipes.kim2023_squeezellm import squeezellm
 from qjax.recipes.koo2024_opal import opal
+from qjax.recipes.layers_in_turn import layer_by_layer
 from qjax.recipes.lee2023_flexround import flexround
 from qjax.recipes.lee2024_owq import owq
 from qjax.recipes.li2016_twn import twn
@@ -141,6 +142,7 @@ __all__ = [
     "int8_workflow",
     "intactkv",
     "kv_cache",
+    "layer_by_layer",
     "llm_fp4",
     "llm_int8",
     "llm_mq",

@@ -80,6 +80,7 @@ from qjax.transforms.super_weights import keep_super_weights as keep_super_weigh
 from qjax.transforms.token_clipping import migrate_gains as migrate_gains
 from qjax.transforms.token_clipping import token_clip as token_clip
 from qjax.transforms.tuning import fine_tune as fine_tune
+from qjax.transforms.tuning import layer_by_layer as layer_by_layer
 from qjax.transforms.weights import gptaq as gptaq
 from qjax.transforms.weights import gptq as gptq
 from qjax.transforms.weights import round_by as round_by

@@ -80,6 +80,44 @@ def test_a_step_of_fine_tuning_is_by_hand():
     assert row["error_after"] == pytest.approx(after, rel=1e-3) and after < row["error_before"]
 
 
+def test_layers_are_rounded_in_turn_by_hand():
+    """Gate and up are rounded; one step of descent moves down under them; then it is rounded."""
+    turns = transforms.layer_by_layer("int4_narrow_f32", optimizer=optax.sgd(0.3), steps=1)
+    q, report = qjax.run(turns, model, P, BATCHES[:1], schedule="whole", loss=squares)
+
+    def rounded(w):
+        return qjax.dequantize(qjax.quantize(w, "int4_narrow_f32"))
+
+    first = {"gate": rounded(P["gate"]), "up": rounded(P["up"])}
+    slope = jax.grad(lambda down: squares(model({**first, "down": down}, BATCHES[0]), BATCHES[0]))(P["down"])
+    want = {**first, "down": rounded(P["down"] - 0.3 * slope)}
+    for name, leaf in q.items():
+        np.testing.assert_allclose(qjax.dequantize(leaf), want[name], rtol=1e-4, atol=1e-5)
+    row = report.rows[-1]
+    before = squares(model({**first, "down": rounded(P["down"])}, BATCHES[0]), BATCHES[0])
+    assert row["error_before"] == pytest.approx(float(before), rel=1e-3)
+    after = float(squares(model(want, BATCHES[0]), BATCHES[0]))
+    assert row["error_after"] == pytest.approx(after, rel=1e-3) and after < row["error_before"]
+
+
+def test_layers_still_in_float_make_good_for_the_rounded():
+    recipe = recipes.layer_by_layer("int3_channel_narrow_f32", steps=60, rate=0.02)
+    q, report = qjax.run(recipe, model, P, BATCHES, schedule="whole", loss=squares)
+    gate = qjax.quantize(P["gate"], "int3_channel_narrow_f32")
+    assert bool((q["gate"].codes == gate.codes).all())  # rounded before anything is trained
+    row = report.rows[-1]
+    mean = np.mean([float(squares(jax.jit(qjax.quantized(model))(q, x), x)) for x in BATCHES])
+    assert row["error_after"] == pytest.approx(mean, rel=1e-3) and mean < 0.6 * row["error_before"]
+    # Steps that lead away are taken back.
+    away = transforms.layer_by_layer("int8_channel_f32", optimizer=optax.sgd(-1.0), steps=3)
+    kept, _ = qjax.run(away, model, P, BATCHES, schedule="whole", loss=squares)
+    assert bool((kept["down"].codes == qjax.quantize(P["down"], "int8_channel_f32").codes).all())
+    with pytest.raises(ValueError, match="needs a loss"):
+        qjax.run(recipe, model, P, BATCHES, schedule="whole")
+    with pytest.raises(ValueError, match="-1 steps"):
+        recipes.layer_by_layer(steps=-1)
+
+
 def test_faq_trains_under_rounded_inputs():
     recipe = recipes.faq("int4_channel_narrow_f32", steps=40, rate=0.1, last=1e-3)
     q, report = qjax.run(recipe, model, P, BATCHES, schedule="whole", loss=squares)
