@@ -10,7 +10,7 @@ token hardly helps.
 Expected: at equal bits rounded inputs worse than rounded weights; channel better than token, token better than
 tensor.
 
-Cost: not measured yet; an estimate from one row of about a minute is 60 minutes and 4 GB on 2 cores.
+Cost: 12 minutes and 5.5 GB on 2 cores with other work beside it.
 
     python -m experiments.run --config=configs/claims/hard_inputs.py
 """
