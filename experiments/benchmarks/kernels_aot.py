@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qjax.formats.elements import NF4
 from qjax.kernels.aot import tpu
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
 from qjax.kernels.tpu import codings, dynamic_products, group_scaled, integer_products
@@ -27,6 +28,7 @@ WEIGHTS = {  # weights alone are narrow: their coding, the length of a group and
     "fp8": (codings.E4M3, 128, jnp.float32),
     "mxfp4": (codings.E2M1, 32, jnp.float8_e8m0fnu),
     "nvfp4": (codings.E2M1, 16, jnp.float8_e4m3fn),
+    "t4a16": (codings.TABLE4, 64, jnp.float32),  # NF4
 }
 INTEGERS = {"w8a8": jnp.int8, "w4a4": jnp.int4, "dynamic w8a8": jnp.int8}
 KERNELS = ("bf16 XLA", *(f"{name} {scaled}" for name in WEIGHTS for scaled in ("sums", "codes")), *INTEGERS)
@@ -54,8 +56,9 @@ def build(
     coding, group, scale = WEIGHTS[name]
     coding, group = codings.taken(coding, scaled, chip), math.gcd(K, group)
     tiling = group_scaled.blocks(M, K, N, group, coding, scaled, chip) if tiling is None else tiling
+    table = None if coding.lookup is None else NF4.values()
     return (
-        lambda x, codes, scale: group_scaled.matmul(x, codes, scale, coding, tiling, scaled),
+        lambda x, codes, scale: group_scaled.matmul(x, codes, scale, coding, tiling, scaled, False, table),
         [x, ((K // coding.packed, N), coding.dtype), ((K // group, N), scale)],
     )
 

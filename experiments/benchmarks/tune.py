@@ -3,8 +3,8 @@
 python -m experiments.benchmarks.tune [--chips v5e v6e] [--kernels "w4a16 sums" w8a8] [--rows 64 512]
 python -m experiments.benchmarks.tune --check
 
-writes kernels/tpu/tiles.tsv; what is not named stays as it is. Candidates are judged at 4096 x 4096, groups of 128, for
-16, 512 or 2048 rows, by the larger of libtpu's estimate and bytes over bandwidth, then by the length of the program.
+writes kernels/tpu/tiles.tsv; what is not named stays as it is. Candidates are judged at 4096 x 4096, groups of 128 (t4a16: 64),
+for 16, 512 or 2048 rows, by the larger of libtpu's estimate and bytes over bandwidth, then by the length of the program.
 With --check the entries alone are compiled and their cycles compared with those written beside them. Needs
 qjax[kernels]; seconds a candidate. Nothing is measured on a chip.
 """
@@ -24,7 +24,7 @@ from qjax.kernels.tpu.tiles import CLASSES, FEW, TABLE, Blocks
 SIZE = 4096
 LARGEST = 4 << 20  # weights a block; above it the compiler runs out of vector memory
 FIELDS = ("kernel", "chip", "up_to", *Blocks._fields, "cycles")
-TUNED = [(kernel, FEW) for kernel in ("w4a16 sums", "w8a16 sums")]
+TUNED = [(kernel, FEW) for kernel in ("w4a16 sums", "t4a16 sums", "w8a16 sums")]
 TUNED += [(kernel, most) for kernel in ("w4a16 codes", "w8a16 codes") for most in CLASSES if most > FEW]
 TUNED += [(kernel, most) for kernel in ("w8a8", "w4a4") for most in CLASSES]
 MODELLED = [name for name, chip in CHIPS.items() if chip.estimated]

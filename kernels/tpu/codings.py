@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from qjax.formats import elements
+from qjax.kernels.tpu import lookups
 from qjax.kernels.tpu.tiles import LANES
 
 
@@ -26,6 +27,8 @@ class Coding(NamedTuple):
     tile     : rows of the array in one tile of registers.
     operands : rows of the array -> `packed` arrays that the unit multiplies, exactly `factor` (value + `above`).
     decode   : codes [K, N] -> their values as float32; for the reference.
+    lookup   : None, or how codes are looked up in a table of their weight (`lookups.laid_out`), which `operands` and
+               `decode` take as well. By "bytes" two arrays in a row have to be added to give an operand.
     """
 
     name: str
@@ -33,10 +36,20 @@ class Coding(NamedTuple):
     dtype: Any
     tile: int
     packed: int
-    operands: Callable[[jax.Array], tuple[jax.Array, ...]]
-    decode: Callable[[jax.Array], jax.Array]
+    operands: Callable[..., tuple[jax.Array, ...]]
+    decode: Callable[..., jax.Array]
     factor: float = 1.0
     above: int = 0
+    lookup: str | None = None
+
+    @property
+    def summands(self) -> int:
+        """Arrays of `operands` that are added to give one."""
+        return 2 if self.lookup == "bytes" else 1
+
+    def under(self, table: jax.Array) -> Coding:
+        """The coding whose `operands` look up codes in this table, laid out."""
+        return self._replace(operands=functools.partial(self.operands, table=table))
 
     def span(self, K: int, group: int) -> int | None:
         """The rows that one product takes, under groups of `group`; None where no number of them fits.
@@ -108,14 +121,19 @@ INT4 = Coding("w4a16", 4, jnp.uint8, 32, 2, _small(4), _less(8), 2.0**-9, 8)
 INT8 = Coding("w8a16", 8, jnp.int8, 32, 1, _bytes, _less(0))
 E2M1 = Coding("e2m1a16", 4, jnp.uint8, 32, 2, _e2m1, elements.E2M1.decode, 2.0**-14)
 E4M3 = Coding("e4m3a16", 8, jnp.uint8, 32, 1, _e4m3, elements.E4M3.decode)
+TABLE4 = Coding("t4a16", 4, jnp.uint8, 32, 2, lookups.by_bytes, lookups.decode, lookup="bytes")
 
 
 def taken(coding: Coding, scaled: str, chip: str | None) -> Coding:
     """The coding as a kernel for scaled "sums" or "codes" takes it on a chip of `aot.chips.CHIPS` (None: not known).
 
     Small integers become bfloat16 where the unit has no floats of eight bits, and where scales meet the codes, since
-    there they would be converted from either.
+    there they would be converted from either. Tables are looked up by words there too, since they give bfloat16, and on
+    chips that gather no bytes.
     """
+    if coding.lookup is not None:
+        words = scaled == "codes" or chip in ("v5e", "v5p")
+        return coding._replace(operands=lookups.by_words, lookup="words") if words else coding
     if not coding.above or coding.factor == 1 or (scaled == "sums" and chip != "v4"):
         return coding
 
@@ -127,6 +145,8 @@ def taken(coding: Coding, scaled: str, chip: str | None) -> Coding:
 
 def refuse(coding: Coding, chip: str | None) -> str | None:
     """Why a chip cannot run a coding, or None."""
+    if chip == "v4" and coding.lookup is not None:
+        return "TPU v4 gathers nothing along the sublanes of a register, where the table is"
     if chip == "v4" and coding in (E2M1, E4M3):
         return "TPU v4 multiplies no floats of eight bits, and decoding to bfloat16 takes longer than reading it would"
     return None

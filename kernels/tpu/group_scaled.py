@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qjax.kernels.tpu import block_scales, codings, spans, streamed, tiles
+from qjax.kernels.tpu import block_scales, codings, lookups, spans, streamed, tiles
 from qjax.kernels.tpu.codings import Coding
 from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
@@ -89,6 +89,7 @@ def matmul(
     tiling: Blocks | None = None,
     scaled: str | None = None,
     interpret: Any = False,
+    table: jax.Array | None = None,
 ) -> jax.Array:
     """x [M, K] bfloat16 @ (values of codes [K, N] * scale [G, N] repeated K / G times) -> [M, N] float32.
 
@@ -96,6 +97,10 @@ def matmul(
     "sums" or "codes", by the number of rows where None. M is padded to whole blocks, K and N are multiples of those of
     `tiling`; `interpret` goes to `pallas_call`. Gradients reach x, and scale unless it has a byte, and are those of
     `reference`. ValueError for shapes that do not fit.
+
+    table: for a coding with a `lookup`, the float32 values of its codes [16], rounded to bfloat16 as x is: within 2^-9,
+    what a weight loses that is dequantized for x of this type. It has no gradient. Where it is looked up by bytes, an
+    infinite entry of x may give NaN, for it meets two halves.
 
     The `factor` f of a coding is taken from what scales do not meet, x for sums, or else from the scales: entries of x,
     or scales, beyond 2^127 f count as infinite. Its `above` is taken off the sums, in float32, or off the codes.
@@ -107,6 +112,8 @@ def matmul(
         raise ValueError(
             f"x {x.shape}, codes {codes.shape} {codes.dtype} as {coding.name} and scale {scale.shape} do not fit: {why}"
         )
+    if (table is None) != (coding.lookup is None) or (table is not None and table.shape != (lookups.SIZE,)):
+        raise ValueError(f"{coding.name} takes {'no table' if coding.lookup is None else 'a table [16]'}")
     if M == 0:
         return jnp.zeros((0, N), jnp.float32)
     span = _span(coding, K, group)
@@ -122,12 +129,16 @@ def matmul(
     if scaled == "sums":
         x = spans.spread(x * jnp.bfloat16(1 / coding.factor), bm, span, group)
     scale = block_scales.handed(scale)
+    tables, unit = (), None
+    if table is not None and coding.lookup is not None:
+        laid_out, unit = lookups.laid_out(jnp.asarray(table, jnp.float32), coding.lookup)
+        tables = (laid_out,)
     if buffers > 2:
         if scaled != "sums" or bk < K or bm < rows:
             raise ValueError(
                 f"{tiling}: more than two buffers are for scaled sums, all rows and the whole depth at once"
             )
-        return streamed.matmul(x, codes, scale, tiling, coding, span, interpret)[:M]
+        return _times(streamed.matmul(x, codes, scale, tiling, coding, span, interpret, tables)[:M], unit)
     call = pl.pallas_call(
         functools.partial(_sums if scaled == "sums" else _codes, coding=coding, span=span, group=group),
         out_shape=jax.ShapeDtypeStruct((rows, N), jnp.float32),
@@ -136,6 +147,7 @@ def matmul(
             pl.BlockSpec((bm * copies, bk), lambda i, j, k: (i, k)),
             pl.BlockSpec((bk // coding.packed, bn), lambda i, j, k: (k, j)),
             pl.BlockSpec((bk // group, bn), lambda i, j, k: (k, j)),
+            *(pl.BlockSpec(laid_out.shape, lambda i, j, k: (0, 0)) for laid_out in tables),
         ],
         out_specs=pl.BlockSpec((bm, bn), lambda i, j, k: (i, j)),
         scratch_shapes=[
@@ -146,13 +158,17 @@ def matmul(
         name=f"{coding.name}_{scaled}",
         interpret=interpret,
     )
-    return call(x, codes, scale)[:M]
+    return _times(call(x, codes, scale, *tables)[:M], unit)
 
 
-def _sums(
-    x_ref: Any, w_ref: Any, s_ref: Any, y_ref: Any, room: Any, levels: Any, *, coding: Coding, span: int, group: int
-) -> None:
+def _times(y: jax.Array, unit: jax.Array | None) -> jax.Array:
+    return y if unit is None else y * unit
+
+
+def _sums(x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int) -> None:
     """One block: y += x @ W. The result stays in vector memory while k runs, so it is the sum itself."""
+    *tables, y_ref, room, levels = others
+    coding = coding.under(tables[0][...]) if tables else coding
     _start_at_zero(y_ref)
     scale = block_scales.held(s_ref, room)
     spans.fill_levels(x_ref, levels, coding, span)
@@ -169,8 +185,10 @@ def _sums(
         )
 
 
-def _codes(x_ref: Any, w_ref: Any, s_ref: Any, y_ref: Any, room: Any, *, coding: Coding, span: int, group: int) -> None:
+def _codes(x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int) -> None:
     """The same with the weights of a block scaled and rounded before they are multiplied."""
+    *tables, y_ref, room = others
+    coding = coding.under(tables[0][...]) if tables else coding
     _start_at_zero(y_ref)
     scale = block_scales.held(s_ref, room, coding.factor)
     length = min(span, group)
@@ -190,13 +208,16 @@ def _start_at_zero(y_ref: Any) -> None:
         y_ref[...] = jnp.zeros_like(y_ref)
 
 
-def reference(x: jax.Array, codes: jax.Array, scale: jax.Array, coding: Coding) -> jax.Array:
+def reference(
+    x: jax.Array, codes: jax.Array, scale: jax.Array, coding: Coding, table: jax.Array | None = None
+) -> jax.Array:
     """What `matmul` computes, with the whole weight dequantized and everything in float32."""
     K, groups = x.shape[1], scale.shape[0]
     if coding.packed > 1:
         span = _span(coding, K, K // groups)
         codes = codings.unpack(codes.reshape(-1, span, codes.shape[1]), coding.packed)
-    W = coding.decode(codes) * jnp.repeat(scale.astype(jnp.float32), K // groups, axis=0)
+    values = coding.decode(codes) if table is None else coding.decode(codes, table)
+    W = values * jnp.repeat(scale.astype(jnp.float32), K // groups, axis=0)
     return jnp.dot(x.astype(jnp.float32), W, precision="highest")
 
 
@@ -208,20 +229,21 @@ def _forward(
     tiling: Blocks | None,
     scaled: str | None,
     interpret: Any,
+    table: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
-    return matmul(x, codes, scale, coding, tiling, scaled, interpret), (x, codes, scale)
+    return matmul(x, codes, scale, coding, tiling, scaled, interpret, table), (x, codes, scale, table)
 
 
 def _backward(
     coding: Coding, tiling: Blocks | None, scaled: str | None, interpret: Any, kept: tuple, dy: jax.Array
 ) -> tuple:
-    x, codes, scale = kept
+    x, codes, scale, table = kept
     no_codes = np.zeros(codes.shape, jax.dtypes.float0)
     if scale.dtype.itemsize == 1:  # stored codes as well
-        (dx,) = jax.vjp(lambda x: reference(x, codes, scale, coding), x)[1](dy)
-        return dx, no_codes, None
-    dx, d_scale = jax.vjp(lambda x, scale: reference(x, codes, scale, coding), x, scale)[1](dy)
-    return dx, no_codes, d_scale
+        (dx,) = jax.vjp(lambda x: reference(x, codes, scale, coding, table), x)[1](dy)
+        return dx, no_codes, None, None
+    dx, d_scale = jax.vjp(lambda x, scale: reference(x, codes, scale, coding, table), x, scale)[1](dy)
+    return dx, no_codes, d_scale, None
 
 
 matmul.defvjp(_forward, _backward)

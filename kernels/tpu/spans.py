@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -73,9 +75,12 @@ def scaled_sums(
     M, K = x.shape[0] // count, x.shape[1]
     for first in range(0, K, span * coding.packed):
         stored = first // coding.packed
-        for i, w in enumerate(coding.operands(codes(slice(stored, stored + span)))):
+        operands = coding.operands(codes(slice(stored, stored + span)))
+        for i in range(coding.packed):
             start = first + i * span
-            part = product(x[:, start : start + span], w)
+            here = x[:, start : start + span]
+            own = operands[i * coding.summands : (i + 1) * coding.summands]
+            part = functools.reduce(operator.add, (product(here, w) for w in own))
             if coding.above:
                 part -= jnp.concatenate([levels[start // span]] * (part.shape[1] // LANES), axis=1)
             for r in range(count):

@@ -9,6 +9,7 @@ when it runs empty, are few.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,11 +33,12 @@ def matmul(
     coding: Coding,
     span: int,
     interpret: Any = False,
+    tables: Sequence[jax.Array] = (),
 ) -> jax.Array:
     """`group_scaled.matmul` with scaled sums, where all of x and blocks of the whole depth fit.
 
     `group_scaled.matmul` checks the arguments; here x [copies M, K] bfloat16 is spread, M a multiple of 16, and scale
-    is what `block_scales.handed` gave.
+    is what `block_scales.handed` gave; tables is empty or has the one that `lookups.laid_out` gave.
     """
     groups, N = scale.shape
     group = x.shape[1] // groups
@@ -47,7 +49,7 @@ def matmul(
     call = pl.pallas_call(
         functools.partial(_kernel, parts=parts, buffers=buffers, coding=coding, span=span),
         out_shape=jax.ShapeDtypeStruct((M, N), jnp.float32),
-        in_specs=[memory, memory, memory],
+        in_specs=[memory, memory, memory, *(pl.BlockSpec(memory_space=pltpu.VMEM) for _ in tables)],
         out_specs=memory,
         scratch_shapes=[
             pltpu.VMEM(x.shape, x.dtype),
@@ -65,7 +67,7 @@ def matmul(
         name=f"{coding.name}_streamed",
         interpret=interpret,
     )
-    return call(x, codes, scale)
+    return call(x, codes, scale, *tables)
 
 
 def pieces(columns: int) -> tuple[int, ...]:
@@ -83,18 +85,7 @@ def _kernel(
     x_hbm: Any,
     w_hbm: Any,
     s_hbm: Any,
-    y_hbm: Any,
-    x_ref: Any,
-    w_ref: Any,
-    s_ref: Any,
-    y_ref: Any,
-    room: Any,
-    levels: Any,
-    x_done: Any,
-    w_done: Any,
-    s_done: Any,
-    y_done: Any,
-    *,
+    *others: Any,
     parts: tuple[int, ...],
     buffers: int,
     coding: Coding,
@@ -104,6 +95,8 @@ def _kernel(
 
     The parts of the first have semaphores of their own, for they may arrive in any order.
     """
+    *tables, y_hbm, x_ref, w_ref, s_ref, y_ref, room, levels, x_done, w_done, s_done, y_done = others
+    coding = coding.under(tables[0][...]) if tables else coding
     columns = w_ref.shape[-1]
     count = w_hbm.shape[1] // columns
     group = x_ref.shape[1] // s_hbm.shape[0]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from qjax.formats.elements import E2M1, E4M3, Element
 from qjax.formats.integer import Int
+from qjax.formats.table import Table
 from qjax.operators import grouped
 from qjax.operators.implementations import Implementation, Layout
 from qjax.qarray import FULL, Grid, QArray
@@ -37,12 +38,18 @@ def _exactly(known: Element, coding: str) -> Kind:
     return Kind(coding, lambda element: None if element == known else f"{element.name} is not {known.name}")
 
 
+def _values(element: Element) -> str | None:
+    fits = isinstance(element, Table) and element.bits <= 4
+    return None if fits else f"{element.name} is no table of at most 16 values"
+
+
 KINDS = {
     "tpu.int2.1": _integers(2),
     "tpu.int4.2": _integers(4),
     "tpu.int8.1": _integers(8),
     "tpu.e2m1.1": _exactly(E2M1, "E2M1"),
     "tpu.e4m3.1": _exactly(E4M3, "E4M3"),
+    "tpu.table4.1": Kind("TABLE4", _values),
 }
 
 
@@ -55,7 +62,9 @@ def coding(layout: str) -> Any:
 
 def refuse(q: QArray, layout: str) -> str | None:
     """Why the layout cannot hold q for the kernel, or None."""
-    why = KINDS[layout].misfit(q.meta.element) or grouped.refuse_blocks(q)
+    why = KINDS[layout].misfit(q.meta.element) or (
+        refuse_table(q) if isinstance(q.meta.element, Table) else grouped.refuse_blocks(q)
+    )
     if why is not None:
         return why
     if q.meta.offset is not None:
@@ -64,6 +73,17 @@ def refuse(q: QArray, layout: str) -> str | None:
 
     K, N = q.codes.shape[-2:]
     return group_scaled.refuse(K, N, _group(q.grid, K), coding(layout))
+
+
+def refuse_table(q: QArray) -> str | None:
+    """Why the kernel cannot read the table and the scales of q, or None. Tables of a tensor often have no scale."""
+    if q.table is not None and q.table.shape[-3:-1] != (1, 1):
+        return f"it has {q.table.shape[-3]} x {q.table.shape[-2]} tables: the kernel takes one for the whole matrix"
+    if len(q.scales) > 1:
+        return "its scale is a product of several"
+    if len(q.meta.block) != 2 or q.meta.block[-1] not in (1, FULL):
+        return f"blocks {q.meta.block} do not lie along the inputs alone"
+    return None
 
 
 def refuse_platform(platform: str) -> str | None:
@@ -98,9 +118,10 @@ def run(x: jax.Array, packed: Any, dtype: Any, interpret: bool = False) -> jax.A
     flat = jnp.pad(x.reshape(-1, x.shape[-1]), [(0, 0), (0, packed.grid.meta.padding[0])])
     K = flat.shape[1]
     scale, outer = factors(packed.grid)
+    table = None if kind.lookup is None else _table(packed.grid)
     scale = jnp.broadcast_to(scale, (K // _group(packed.grid, K), N))
     codes = packed.codes.reshape(K // kind.packed, N)
-    y: jax.Array = group_scaled.matmul(flat, codes, scale, kind, interpret=interpret)
+    y: jax.Array = group_scaled.matmul(flat, codes, scale, kind, interpret=interpret, table=table)
     y = y if outer is None else y * outer
     return y.reshape(*x.shape[:-1], N).astype(x.dtype if dtype is None else dtype)
 
@@ -111,6 +132,8 @@ def factors(grid: Grid) -> tuple[jax.Array, jax.Array | None]:
     Apart, because the scales that NVFP4 stores are exact in bfloat16 and their products with the tensor's are not.
     Scales stored as floats of eight bits that the kernel reads stay so; others are float32.
     """
+    if not grid.scales:
+        return jnp.ones((1, 1), jnp.float32), None
     stored = grid.scales[0]
     if not isinstance(stored, QArray):
         read = stored.dtype in (jnp.float8_e4m3fn, jnp.float8_e8m0fnu)
@@ -124,6 +147,12 @@ def factors(grid: Grid) -> tuple[jax.Array, jax.Array | None]:
     scale, _ = steps(grid)
     assert scale is not None  # `refuse`: there is one
     return scale, None
+
+
+def _table(grid: Grid) -> jax.Array:
+    """The values of sixteen codes; those that the element lacks are its last."""
+    table = jnp.asarray(grid.meta.element.values()) if grid.table is None else grid.table.reshape(-1)
+    return jnp.pad(table.astype(jnp.float32), (0, 16 - table.size), mode="edge")
 
 
 def _group(grid: Grid, K: int) -> int:

@@ -46,9 +46,9 @@ def benchmark(*options):
 
 @pytest.mark.skipif(tpu.missing() is not None, reason=str(tpu.missing()))
 def test_decode_kernels_compile_and_beat_the_bfloat16_floor():
-    records = benchmark("--tokens 16 --chips v5e v6e 7x --kernels", "w4a16 sums", "mxfp4 sums")
+    records = benchmark("--tokens 16 --chips v5e v6e 7x --kernels", "w4a16 sums", "mxfp4 sums", "t4a16 sums")
     found = {(r["chip"], r["kernel"]): r for r in records}
-    assert len(found) == 6 and [key for key, r in found.items() if r["problem"] is not None] == []
+    assert len(found) == 9 and [key for key, r in found.items() if r["problem"] is not None] == []
     for (chip, _), record in found.items():
         assert record["cycles"] < roofline(CHIPS[chip], 2 * 16 * 4096 * 4096, 2 * 4096 * 4096).cycles
     for chip, share in (("v5e", 0.85), ("v6e", 0.8), ("7x", 0.65)):

@@ -19,7 +19,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 SHAPES = ((4096, 4096, 128), (8192, 28672, 128), (576, 1536, 64), (11008, 4096, 128), (64, 128, 64), (28672, 8192, 128))
 
 
-CODINGS = {coding.name: coding for coding in (codings.INT2, codings.INT4, codings.INT8, codings.E2M1, codings.E4M3)}
+CODINGS = {
+    coding.name: coding
+    for coding in (codings.INT2, codings.INT4, codings.INT8, codings.E2M1, codings.E4M3, codings.TABLE4)
+}
 
 
 def taken(kernel, M, K, N, group, chip):
