@@ -3,10 +3,10 @@
 python -m experiments.benchmarks.tune [--chips v5e v6e] [--kernels "w4a16 sums" w8a8] [--rows 64 512]
 python -m experiments.benchmarks.tune --check
 
-writes kernels/tpu/tiles.tsv; what is not named stays as it is. Candidates are judged at 4096 x 4096, groups of 128 (t4a16: 64),
-for 16, 512 or 2048 rows, by the larger of libtpu's estimate and bytes over bandwidth, then by the length of the program.
-With --check the entries alone are compiled and their cycles compared with those written beside them. Needs
-qjax[kernels]; seconds a candidate. Nothing is measured on a chip.
+writes kernels/tpu/tiles.tsv; what is not named stays as it is. Candidates are judged at 4096 x 4096, groups of 128
+(t4a16: 64), for 16, 512 or 2048 rows, by the larger of libtpu's estimate and bytes over bandwidth, then by the length
+of the program. With --check the entries alone are compiled and their cycles compared with those written beside them.
+Needs qjax[kernels]; seconds a candidate. Nothing is measured on a chip.
 """
 
 from __future__ import annotations
