@@ -7,6 +7,10 @@ Papers: Nagel et al. 2021 (arXiv:2106.08295), section 3.1; Choukroun et al. 2019
 
 Expected: searched ranges better everywhere, most of all a scale a channel at 3 bits.
 
+Came out: the opposite with a scale a channel, although the error of the weights falls. The search clips the largest
+weights of the down projections, most of which write channel 507, where the model keeps its massive activation
+(configs/claims/super_weights.py).
+
 Cost: 14 minutes and 5.5 GB on 2 cores with other work beside it.
 
     python -m experiments.run --config=configs/claims/clipped_weights.py
