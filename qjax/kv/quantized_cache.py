@@ -100,23 +100,23 @@ class QuantizedCache:
 
     def scores(self, state: QuantizedState, q: Array, positions: Array) -> Array:
         """Scores of q against every slot; see `Cache`."""
-        s = grouped_scores(q, _seen(state))
+        s = grouped_scores(q, seen_by_attention(state))
         return jnp.where(visible(positions, state.slots), s, jnp.full_like(s, MASKED))
 
     def mix(self, state: QuantizedState, p: Array) -> Array:
         """Weighted sums of the stored values; see `Cache`."""
-        return grouped_mix(p, _seen(state))
+        return grouped_mix(p, seen_by_attention(state))
 
     def decode(self, state: QuantizedState) -> tuple[Array, Array]:
         """The stored values [batch, capacity, heads, dim] and positions; see `Cache`."""
-        return _seen(state).transpose(0, 2, 1, 3), state.slots
+        return seen_by_attention(state).transpose(0, 2, 1, 3), state.slots
 
     def _encoded(self, x: Array) -> Stored:
         """X [batch, ..., ..., dim] with every row of channels a matter of its own."""
         return Stored(quantize(x, self.format, axis=-1, batch_axes=3))
 
 
-def _seen(state: QuantizedState) -> Array:
+def seen_by_attention(state: QuantizedState) -> Array:
     """What attention reads: float32 [batch, heads, capacity, dim]."""
     values, exact = dequantize(state.values.array), state.prefix.shape[2]
     return jnp.concatenate([state.prefix, values[:, :, exact:]], axis=2) if exact else values

@@ -55,6 +55,13 @@ def test_decode_kernels_compile_and_beat_the_bfloat16_floor():
         assert found[chip, "w4a16 sums"]["share"] > share
 
 
+@pytest.mark.skipif(tpu.missing() is not None, reason=str(tpu.missing()))
+def test_attention_over_bytes_is_read_at_the_bandwidth():
+    (record,) = benchmark("--chips v6e --attention", "int8")
+    assert record["problem"] is None
+    assert record["share"] > 0.9 and record["speed_of_bf16_floor"] > 1.8
+
+
 @pytest.mark.skipif(gpu.missing() is None, reason="the packages are here")
 def test_without_the_packages_it_says_which():
     with pytest.raises(RuntimeError, match=r"no .*nvidia.*: install qjax\[kernels\]"):
