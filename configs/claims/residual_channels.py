@@ -7,7 +7,7 @@ Paper: ARCQuant (Meng et al. 2026, arXiv:2601.07475): the worst error of an NVFP
 
 Expected: the error falls with the number of channels and stays above MXFP8's, which has twice the bits everywhere.
 
-Cost: not measured yet; an estimate from one row of half a minute is 15 minutes and 4 GB on 2 cores.
+Cost: 14 minutes and 6 GB on 2 cores with other work beside it.
 
     python -m experiments.run --config=configs/claims/residual_channels.py
 """
