@@ -1,6 +1,7 @@
 """Low-bit matmul kernels. On CPU beside the float32 product: interleaved times, speed ratios, temporary memory.
 
 python -m experiments.benchmarks.kernels [--sizes 4096x4096] [--tokens 1 16] [--repeats 15]
+python -m experiments.benchmarks.kernels [--tune] [--sizes 4096x4096] [--tokens 16]   (where there is a Hopper GPU)
 python -m experiments.benchmarks.kernels --aot [--chips v5e v6e H100 B200] [--sizes 4096x4096] [--tokens 16]
 python -m experiments.benchmarks.kernels --aot --attention [int8 int4] [--chips v5e v6e]
 
@@ -26,7 +27,7 @@ from typing import Any
 import jax
 
 import qjax
-from experiments.benchmarks import kernels_aot, kernels_attention, kernels_sass
+from experiments.benchmarks import kernels_aot, kernels_attention, kernels_gpu, kernels_sass
 from experiments.benchmarks.timing import seconds
 from qjax import dispatch
 from qjax.kernels.aot import gpu, tpu
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument(
         "--attention", nargs="*", choices=kernels_attention.CODES, help="of TPUs over a cache, instead of products"
     )
+    parser.add_argument("--tune", action="store_true", help="on a GPU: every tiling of the kernel")
     parser.add_argument("--json", action="store_true", help="a record a line")
     arguments = parser.parse_args()
     if arguments.attention is not None:
@@ -123,6 +125,12 @@ def main() -> None:
     if arguments.aot:
         sizes, rows = arguments.sizes or kernels_aot.SIZES, arguments.tokens or kernels_aot.ROWS
         compile_for(arguments.chips, sizes, rows, arguments.kernels, arguments.json)
+        return
+    if arguments.tune and jax.default_backend() != "gpu":
+        parser.error(f"--tune: it is for a GPU, and JAX finds none: {jax.default_backend()}")
+    if jax.default_backend() == "gpu":
+        sizes, rows = arguments.sizes or kernels_aot.SIZES, arguments.tokens or (1, *kernels_aot.ROWS)
+        kernels_gpu.print_table(sizes, rows, arguments.repeats, arguments.tune, arguments.json)
         return
     where = platform.processor() or platform.machine()
     print(f"jax {jax.__version__}, {jax.default_backend()}, {where}, {os.cpu_count()} cores")

@@ -1,6 +1,6 @@
 """Kernels compiled for GPUs that are not here: registers, spills, the main loop's instructions and its matrix opcode.
 
-Counts of instructions, not times; none was checked on a chip.
+Counts of instructions, not times.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def print_table(chips: Sequence[str], sizes: Sequence[str], rows: Sequence[int],
     """One line a kernel, chip and shape, or the reason why it did not compile."""
     if not as_json:
         versions = f"jax {jax.__version__}, nvcc {metadata.version('nvidia-cuda-nvcc')}"
-        print(f"{versions}; what the compiler made, nothing measured on a chip")
+        print(f"{versions}; what the compiler made, not times")
     for chip in chips:
         for kernel in KERNELS[chip]:
             for size in sizes:

@@ -3,7 +3,7 @@
 XLA compiles for any GPU from a description of it, and Mosaic GPU writes down the PTX, what ptxas says and the SASS of
 each kernel. There is no model of time: a count of instructions is a bound on issue, nothing more. Needs the CUDA
 plugin of jax and four of NVIDIA's wheels (`PACKAGES`; no driver, no toolkit). Lowering alone needs none of them and
-finds layouts, swizzles and types that do not fit. None of its numbers was checked on a chip.
+finds layouts, swizzles and types that do not fit.
 """
 
 from __future__ import annotations

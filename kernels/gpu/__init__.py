@@ -1,1 +1,1 @@
-"""Matmul kernels for GPUs in Pallas (Mosaic GPU), each beside its reference. None was run on a chip."""
+"""Matmul kernels for GPUs in Pallas (Mosaic GPU), each beside its reference; Hopper's was run on an H100."""

@@ -67,8 +67,10 @@ def run(x: jax.Array, packed: Any, dtype: Any, interpret: Any = False) -> jax.Ar
     assert scale is not None  # `refuse`: there is one
     flat = jnp.pad(x.reshape(-1, x.shape[-1]), [(0, 0), (0, grid.meta.padding[0])])
     scale = jnp.broadcast_to(scale, (K // _group(grid, K), N))
-    y: jax.Array = group_scaled.matmul(flat, words, scale, interpret=interpret)
-    return y.reshape(*x.shape[:-1], N).astype(x.dtype if dtype is None else dtype)
+    dtype = jnp.dtype(x.dtype if dtype is None else dtype)
+    stored = dtype if dtype == jnp.bfloat16 else jnp.float32
+    y: jax.Array = group_scaled.matmul(flat, words, scale, None, interpret, stored)
+    return y.reshape(*x.shape[:-1], N).astype(dtype)
 
 
 def core(words: jax.Array, grid: Grid) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Mosaic GPU on a CPU: where its kernels can be interpreted, and how."""
+"""Mosaic GPU on a CPU, where its kernels can be interpreted and how, and on a chip."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ def interpreter() -> Any:
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     return plgpu.InterpretGPUParams(detect_races=True)
+
+
+def skip_without(capability: str) -> None:
+    """For tests of a compiled kernel: JAX_PLATFORMS=cuda on a GPU of this compute capability."""
+    found = getattr(jax.devices()[0], "compute_capability", jax.default_backend())
+    if found != capability:
+        pytest.skip(f"needs a GPU of compute capability {capability}, and JAX_PLATFORMS=cuda: this is {found}")
