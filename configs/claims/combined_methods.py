@@ -8,7 +8,7 @@ some sizes.
 
 Expected: GPTQ helps in every combination; the gains of two methods do not add up.
 
-Cost: not measured yet; an estimate from one row of half a minute is 55 minutes and 4 GB on 2 cores.
+Cost: 74 minutes and 6 GB on 2 cores with other work beside it.
 
     python -m experiments.run --config=configs/claims/combined_methods.py
 """

@@ -22,7 +22,7 @@ from experiments.settings import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("rotation_draws")
-    config.replicates = 3
+    config.replicates = 5
     config.update({"evaluation": {"windows": 8}})
     draws = range(10)
     config.extra = {
