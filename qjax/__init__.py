@@ -35,7 +35,7 @@ from qjax import (
     transforms,
 )
 from qjax.accounting import bits_per_weight, nbytes
-from qjax.dispatch import affine, dense, matmul, rows, transpose
+from qjax.dispatch import affine, dense, matmul, ragged_dot, rows, transpose
 from qjax.equivalence import fold
 from qjax.formats import Format, as_format
 from qjax.operators import (
@@ -165,6 +165,7 @@ __all__ = [
     "prepare",
     "quantize",
     "quantized",
+    "ragged_dot",
     "ranges",
     "recipes",
     "reconstruct",

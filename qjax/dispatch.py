@@ -24,6 +24,7 @@ from qjax.operators.operator import (
     entry,
     is_operator,
     product,
+    ragged_product,
     stored_bits,
     walk,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "is_operator",
     "matmul",
     "outputs",
+    "ragged_dot",
     "rows",
     "scannable",
     "shape",
@@ -69,6 +71,33 @@ def matmul(x: jax.Array, op: Any, *, implementation: str | None = None, dtype: A
         tokens = math.prod(x.shape[len(batch) : -1])
         return choose(IMPLEMENTATIONS, op, tokens, jax.default_backend(), implementation, x.dtype).run(x, op, dtype)
     return product(x, op, dtype)
+
+
+def ragged_dot(
+    x: jax.Array, op: Any, sizes: jax.Array, *, implementation: str | None = None, dtype: Any = None
+) -> jax.Array:
+    """Take runs of rows of x [tokens, K], as long as sizes [E] say, through the matrices of op [E, K, N], in order.
+
+    `jax.lax.ragged_dot` for a quantized leaf: mixtures of experts sort their tokens so. Rows after the last run become
+    zeros. `implementation` and `dtype` as in `matmul`. TypeError for an x that is not floating, ValueError for shapes
+    that do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> ragged_dot(jnp.ones((3, 2)), jnp.array([[[1.0], [1.0]], [[2.0], [2.0]]]), jnp.array([1, 2])).tolist()
+    [[2.0], [4.0], [4.0]]
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"ragged_dot takes floating activations, got {x.dtype} {x.shape}")
+    if x.ndim != 2 or len(op.shape) != 3 or x.shape[1] != op.shape[1] or sizes.shape != op.shape[:1]:
+        raise ValueError(
+            f"x {x.shape} and sizes {sizes.shape} do not fit an operator {tuple(op.shape)}: expected [tokens, K], [E]"
+            " and [E, K, N]"
+        )
+    if isinstance(op, Operator):
+        return op.ragged_dot(x, sizes, dtype=dtype, implementation=implementation)
+    if implementation not in (None, "dequantize"):
+        raise ValueError(f"no implementation {implementation!r} for {type(op).__name__}: know ['dequantize']")
+    return ragged_product(x, dense(op), sizes, dtype)
 
 
 def affine(op: Any) -> tuple[jax.Array, jax.Array | None]:

@@ -58,8 +58,18 @@ def blocks(
         columns = tiles.divisor(N, min(most.columns, fitting), LANES)
         if columns is not None and most.rows >= M:
             return Blocks(_whole(M), columns, K, most.buffers)
-        most = DEFAULTS[scaled]
-    depth = tiles.divisor(K, most.depth, _step(coding, group, span)) or K
+    return cut(M, K, N, group, coding, scaled, chip)
+
+
+def cut(
+    M: int, K: int, N: int, group: int, coding: Coding, scaled: str | None = None, chip: str | None = None
+) -> Blocks:
+    """`blocks` of which two are in vector memory at a time."""
+    span = _span(coding, K, group)
+    scaled = formulation(M, spans.copies(span, group)) if scaled is None else scaled
+    most = tiles.largest(f"{coding.name} {scaled}", M, chip) or DEFAULTS[scaled]
+    most = DEFAULTS[scaled] if most.buffers > 2 else most
+    depth = tiles.divisor(K, most.depth, step(coding, group, span)) or K
     columns = tiles.divisor(N, min(most.columns, most.columns * most.depth // depth), LANES) or LANES
     return Blocks(min(_whole(M), most.rows), columns, depth)
 
@@ -75,7 +85,7 @@ def _span(coding: Coding, K: int, group: int) -> int:
     return span
 
 
-def _step(coding: Coding, group: int, span: int) -> int:
+def step(coding: Coding, group: int, span: int) -> int:
     """What the depth of a block is a multiple of: whole spans, and eight groups, a register tile of scales."""
     return math.lcm(8 * group, coding.packed * span)
 
@@ -122,7 +132,7 @@ def matmul(
     copies = spans.copies(span, group) if scaled == "sums" else 1
     tiling = blocks(M, K, N, group, coding, scaled, tiles.chip()) if tiling is None else tiling
     bm, bn, bk, buffers = tiling
-    if K % bk or N % bn or (bk < K and bk % _step(coding, group, span)):
+    if K % bk or N % bn or (bk < K and bk % step(coding, group, span)):
         raise ValueError(f"{tiling} do not divide {codes.shape} into whole groups of {group}, eight or all of them")
     rows = -(-M // bm) * bm
     x = jnp.pad(x.astype(jnp.bfloat16), [(0, rows - M), (0, 0)])
@@ -140,7 +150,7 @@ def matmul(
             )
         return _times(streamed.matmul(x, codes, scale, tiling, coding, span, interpret, tables)[:M], unit)
     call = pl.pallas_call(
-        functools.partial(_sums if scaled == "sums" else _codes, coding=coding, span=span, group=group),
+        functools.partial(_block, scaled=scaled, coding=coding, span=span, group=group),
         out_shape=jax.ShapeDtypeStruct((rows, N), jnp.float32),
         grid=(rows // bm, N // bn, K // bk),
         in_specs=[
@@ -165,11 +175,16 @@ def _times(y: jax.Array, unit: jax.Array | None) -> jax.Array:
     return y if unit is None else y * unit
 
 
-def _sums(x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int) -> None:
+def _block(*refs: Any, scaled: str, coding: Coding, span: int, group: int) -> None:
+    body = sums if scaled == "sums" else rounded
+    body(pl.program_id(2) == 0, *refs, coding=coding, span=span, group=group)
+
+
+def sums(first: Any, x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int) -> None:
     """One block: y += x @ W. The result stays in vector memory while k runs, so it is the sum itself."""
     *tables, y_ref, room, levels = others
     coding = coding.under(tables[0][...]) if tables else coding
-    _start_at_zero(y_ref)
+    _start_at_zero(first, y_ref)
     scale = block_scales.held(s_ref, room)
     spans.fill_levels(x_ref, levels, coding, span)
     for here in spans.strips(y_ref.shape[1], span, group):
@@ -185,11 +200,13 @@ def _sums(x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span
         )
 
 
-def _codes(x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int) -> None:
+def rounded(
+    first: Any, x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int
+) -> None:
     """The same with the weights of a block scaled and rounded before they are multiplied."""
     *tables, y_ref, room = others
     coding = coding.under(tables[0][...]) if tables else coding
-    _start_at_zero(y_ref)
+    _start_at_zero(first, y_ref)
     scale = block_scales.held(s_ref, room, coding.factor)
     length = min(span, group)
     parts = []
@@ -202,8 +219,8 @@ def _codes(x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, spa
     y_ref[...] += spans.product(x_ref[...], jnp.concatenate(parts, axis=0))
 
 
-def _start_at_zero(y_ref: Any) -> None:
-    @pl.when(pl.program_id(2) == 0)
+def _start_at_zero(first: Any, y_ref: Any) -> None:
+    @pl.when(first)
     def _() -> None:
         y_ref[...] = jnp.zeros_like(y_ref)
 
@@ -212,13 +229,17 @@ def reference(
     x: jax.Array, codes: jax.Array, scale: jax.Array, coding: Coding, table: jax.Array | None = None
 ) -> jax.Array:
     """What `matmul` computes, with the whole weight dequantized and everything in float32."""
-    K, groups = x.shape[1], scale.shape[0]
+    return jnp.dot(x.astype(jnp.float32), values(x.shape[1], codes, scale, coding, table), precision="highest")
+
+
+def values(K: int, codes: jax.Array, scale: jax.Array, coding: Coding, table: jax.Array | None = None) -> jax.Array:
+    """The dequantized weight [K, N] float32."""
+    groups = scale.shape[0]
     if coding.packed > 1:
         span = _span(coding, K, K // groups)
         codes = codings.unpack(codes.reshape(-1, span, codes.shape[1]), coding.packed)
-    values = coding.decode(codes) if table is None else coding.decode(codes, table)
-    W = values * jnp.repeat(scale.astype(jnp.float32), K // groups, axis=0)
-    return jnp.dot(x.astype(jnp.float32), W, precision="highest")
+    decoded = coding.decode(codes) if table is None else coding.decode(codes, table)
+    return decoded * jnp.repeat(scale.astype(jnp.float32), K // groups, axis=0)
 
 
 def _forward(

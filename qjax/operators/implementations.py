@@ -17,7 +17,7 @@ class Implementation(NamedTuple):
     name: str
     refuse: Callable[[Any, int, str, Any], str | None]  # (leaf, tokens, platform, dtype of x) -> why not, or None
     prefer: Callable[[Any, int, str], bool]  # (leaf, tokens, platform) -> whether it is the fast choice there
-    run: Callable[[jax.Array, Any, Any], jax.Array]  # (x [batch..., tokens..., K], leaf, output dtype)
+    run: Callable[..., jax.Array]  # (x [batch..., tokens..., K], leaf, output dtype); ragged: (x, sizes, leaf, dtype)
 
 
 class Layout(NamedTuple):
@@ -32,6 +32,7 @@ class Layout(NamedTuple):
     implementations: tuple[Implementation, ...]
     arrange: Callable[[Grid], Grid] = lambda grid: grid  # scales as the kernels read them
     restore: Callable[[Grid], Grid] = lambda grid: grid  # and back
+    ragged: tuple[Implementation, ...] = ()  # for rows sorted by entry of a batch of matrices
 
 
 def choose(

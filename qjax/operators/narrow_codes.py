@@ -103,7 +103,7 @@ def refuse_kernel(packed: Any, tokens: int, platform: str, dtype: Any) -> str | 
     if jnp.dtype(dtype) != jnp.bfloat16:
         return f"it takes bfloat16 activations and x is {jnp.dtype(dtype)}"
     if packed.batch_shape:
-        return "the weight has batch axes: take one entry at a time"
+        return "the weight has batch axes: take one entry at a time, or rows sorted by entry (`qjax.ragged_dot`)"
     from qjax.kernels.tpu import codings, tiles
 
     return codings.refuse(coding(packed.layout), tiles.chip())
@@ -126,8 +126,43 @@ def run(x: jax.Array, packed: Any, dtype: Any, interpret: bool = False) -> jax.A
     return y.reshape(*x.shape[:-1], N).astype(x.dtype if dtype is None else dtype)
 
 
+def refuse_experts(packed: Any, tokens: int, platform: str, dtype: Any) -> str | None:
+    """Why the kernel for rows sorted by expert cannot run this leaf, or None."""
+    why = refuse_platform(platform)
+    if why is not None:
+        return why
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"it takes bfloat16 activations and x is {jnp.dtype(dtype)}"
+    if len(packed.batch_shape) != 1:
+        return f"the weight has {len(packed.batch_shape)} batch axes, not one"
+    from qjax.kernels.tpu import codings, tiles
+
+    kind = coding(packed.layout)
+    return f"{kind.name} codes are looked up" if kind.lookup else codings.refuse(kind, tiles.chip())
+
+
+def run_experts(x: jax.Array, sizes: jax.Array, packed: Any, dtype: Any, interpret: bool = False) -> jax.Array:
+    """That kernel on x [tokens, K]."""
+    from qjax.kernels.tpu import expert_products
+
+    kind = coding(packed.layout)
+    E, N = packed.codes.shape[0], packed.codes.shape[-1]
+    x_padded = jnp.pad(x, [(0, 0), (0, packed.grid.meta.padding[0])])
+    K = x_padded.shape[1]
+    scale, outer = factors(packed.grid)
+    scale = jnp.broadcast_to(scale, (E, K // _group(packed.grid, K), N))
+    codes = packed.codes.reshape(E, K // kind.packed, N)
+    y: jax.Array = expert_products.matmul(x_padded, codes, scale, sizes, kind, interpret=interpret)
+    if outer is not None:
+        owner = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(x.shape[0]), side="right")
+        y = y * jnp.take(outer[:, 0], owner, axis=0, mode="clip")
+    return y.astype(x.dtype if dtype is None else dtype)
+
+
 def factors(grid: Grid) -> tuple[jax.Array, jax.Array | None]:
     """Scales of the groups [groups or 1, N or 1], and what is common to those of a column [1, N or 1] or None.
+
+    Behind the batch axes of the grid, if it has any.
 
     Apart, because the scales that NVFP4 stores are exact in bfloat16 and their products with the tensor's are not.
     Scales stored as floats of eight bits that the kernel reads stay so; others are float32.
@@ -196,6 +231,7 @@ def _layout(name: str) -> Layout:
         unpack=lambda codes, grid: _unpack(codes, grid, name),
         core=lambda codes, grid: _core(codes, grid, name),
         implementations=(Implementation("mosaic", refuse_kernel, lambda *_: True, run),),
+        ragged=(Implementation("mosaic", refuse_experts, lambda *_: True, run_experts),),
     )
 
 

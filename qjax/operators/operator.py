@@ -61,6 +61,14 @@ class Operator:
         """Take x [batch..., tokens..., K] through the operator; the result has dtype `dtype` or that of x."""
         raise NotImplementedError
 
+    def ragged_dot(
+        self, x: jax.Array, sizes: jax.Array, *, dtype: Any = None, implementation: str | None = None
+    ) -> jax.Array:
+        """Take runs of rows of x [tokens, K], as long as sizes [E] say, through the matrices of [E, K, N], in order."""
+        if implementation not in (None, "dequantize"):
+            raise ValueError(f"no implementation {implementation!r} for {type(self).__name__}: know ['dequantize']")
+        return ragged_product(x, self.matrix(), sizes, dtype)
+
     def affine(self) -> tuple[jax.Array, jax.Array | None]:
         """(W [batch..., K, N], b [batch..., N] or None)."""
         raise NotImplementedError
@@ -212,6 +220,12 @@ def product(x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
     y = lax.dot_general(
         x, w.astype(x.dtype), (((x.ndim - 1,), (batch,)), (lead, lead)), preferred_element_type=wide(x.dtype)
     )
+    return y.astype(x.dtype if dtype is None else dtype)
+
+
+def ragged_product(x: jax.Array, w: jax.Array, sizes: jax.Array, dtype: Any = None) -> jax.Array:
+    """`product` of runs of rows of x [tokens, K] with the matrices of w [E, K, N], one after another."""
+    y = lax.ragged_dot(x, w.astype(x.dtype), sizes, preferred_element_type=wide(x.dtype))
     return y.astype(x.dtype if dtype is None else dtype)
 
 

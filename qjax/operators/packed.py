@@ -13,7 +13,7 @@ import numpy as np
 from qjax import dispatch
 from qjax.operators import block_scaled_codes, grouped, narrow_codes, nibble_words, wgmma_words
 from qjax.operators.implementations import Implementation, Layout, choose
-from qjax.operators.operator import Operator, product
+from qjax.operators.operator import Operator, product, ragged_product
 from qjax.qarray import Grid, QArray
 from qjax.quantization import dequantize
 
@@ -46,6 +46,13 @@ class Packed(Operator):
             LAYOUTS[self.layout].implementations, self, tokens, jax.default_backend(), implementation, x.dtype
         )
         return chosen.run(x, self, dtype)
+
+    def ragged_dot(
+        self, x: jax.Array, sizes: jax.Array, *, dtype: Any = None, implementation: str | None = None
+    ) -> jax.Array:
+        candidates = (*LAYOUTS[self.layout].ragged, RAGGED)
+        chosen = choose(candidates, self, x.shape[0], jax.default_backend(), implementation, x.dtype)
+        return chosen.run(x, sizes, self, dtype)
 
     def affine(self) -> tuple[jax.Array, jax.Array | None]:
         return dequantize(unpack(self)), None
@@ -95,6 +102,8 @@ WHOLE = Implementation(
     lambda *_: True,
     lambda x, packed, dtype: product(x, dequantize(unpack(packed)), dtype),
 )
+
+RAGGED = WHOLE._replace(run=lambda x, sizes, packed, dtype: ragged_product(x, dequantize(unpack(packed)), sizes, dtype))
 
 # In the order in which `prepare` tries those of one target.
 LAYOUTS: dict[str, Layout] = {

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from qjax import dispatch
 from qjax.operators import atoms
 from qjax.operators.operator import NotAffine, NotLinear
+from qjax.operators.packed import Packed
 from qjax.trace.interpreter import Rule, Tape
 from qjax.trace.leaf import Leaf
 from qjax.trace.meeting import Meeting, axes_of, digits
@@ -130,6 +132,10 @@ def ragged_dot(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
     if leaf.view is None:
         tape.use(met)
         return tape.bind(eqn, [x, leaf.value, sizes])
+    op = leaf.view.op
+    if isinstance(op, Packed) and leaf.view.live == atoms.whole(op.shape) and (lc, rc, groups) == ((1,), (1,), (0,)):
+        tape.use(met)
+        return [dispatch.ragged_dot(x, op, sizes, dtype=eqn.outvars[0].aval.dtype)]
     try:
         dense = leaf.view.dense().astype(leaf.dtype)
     except (NotAffine, NotLinear):
