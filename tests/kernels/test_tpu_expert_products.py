@@ -82,6 +82,18 @@ def test_scales_of_a_byte_and_infinities_of_others():
     assert not np.isfinite(y[0]).all() and np.isfinite(y[1:]).all()
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 12), reason=f"the interpreter of races needs jax 0.12: {jax.__version__}"
+)
+def test_no_races_and_what_is_uninitialised_reaches_no_row():
+    from jax.experimental.pallas import tpu as pltpu
+
+    x, codes, scale, expected = experts(INT4, 20, 3, 1024, 256, 64)
+    look = pltpu.InterpretParams(detect_races=True)  # empty blocks of y stay NaN
+    y = expert_products.matmul(x, codes, scale, jnp.array([17, 0, 2]), INT4, Blocks(16, 128, 512), "sums", look)
+    assert (np.asarray(y) == by_run(expected, (17, 0, 2), 20)).all()
+
+
 def test_gradients_are_those_of_the_reference():
     x, codes, scale, _ = experts(INT4, 6, 2, 256, 128, 64)
     x, sizes = x.astype(jnp.float32), jnp.array([2, 3])
