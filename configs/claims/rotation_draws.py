@@ -8,7 +8,7 @@ ones beat all of them.
 
 Expected: rotations far ahead of nothing; the ten draws lie apart; a tenth of the steps may not beat the best of them.
 
-Cost: not measured yet; an estimate from one row of half a minute is 60 minutes and 4 GB on 2 cores.
+Cost: 56 minutes and 14 GB on 2 cores with other work beside it.
 
     python -m experiments.run --config=configs/claims/rotation_draws.py
 """
