@@ -8,13 +8,12 @@ a chip.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from qjax.kernels.aot import tpu
+from experiments.benchmarks.kernels_floor import print_line
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
 from qjax.kernels.tpu import decode_attention
 from qjax.kernels.tpu.decode_attention import Held
@@ -46,32 +45,4 @@ def print_table(chips: Sequence[str], kinds: Sequence[str], as_json: bool) -> No
         print(f"attention: [{BATCH}, 1, {QUERY_HEADS}, {DIM}] over [{BATCH}, {HEADS}, {CAPACITY}, {DIM}]", flush=True)
     for chip in chips:
         for codes in kinds:
-            f, arguments = build(codes)
-            least, found = floor(codes, chip), tpu.estimate(CHIPS[chip], f, *arguments)
-            cycles = None if found.cycles is None else max(found.cycles, round(least.memory))
-            record = {
-                "chip": chip,
-                "kernel": f"attention {codes}",
-                "cycles": cycles,
-                "estimated": found.cycles,
-                "roofline": round(least.cycles),
-                "share": None if cycles is None else round(least.cycles / cycles, 3),
-                "speed_of_bf16_floor": None if cycles is None else round(floor("bf16", chip).cycles / cycles, 2),
-                "bundles": found.bundles,
-                "spills": found.spills,
-                "problem": found.problem,
-            }
-            if as_json:
-                print(json.dumps(record), flush=True)
-            elif found.problem is not None:
-                print(f"  {chip:3s} {codes:4s} not compiled: {found.problem}", flush=True)
-            elif cycles is None:
-                print(f"  {chip:3s} {codes:4s} no estimate; roofline {record['roofline']}, {found.bundles} bundles")
-            else:
-                print(
-                    f"  {chip:3s} {codes:4s} {cycles:9d} cycles (estimate {found.cycles})"
-                    f"  {record['share']:5.3f} of the roofline"
-                    f"  {record['speed_of_bf16_floor']:5.2f} of bfloat16's floor"
-                    f"  {found.bundles} bundles, {found.spills} spills",
-                    flush=True,
-                )
+            print_line(chip, f"attention {codes}", *build(codes), floor(codes, chip), floor("bf16", chip), as_json)

@@ -8,7 +8,6 @@ was checked on a chip.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks.kernels_aot import WEIGHTS
-from qjax.kernels.aot import tpu
+from experiments.benchmarks.kernels_floor import print_line
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
 from qjax.kernels.tpu import codings, expert_products
 
@@ -51,32 +50,4 @@ def print_table(chips: Sequence[str], as_json: bool) -> None:
         for kernel in KERNELS:
             coding, group, scale = WEIGHTS[kernel]
             least = floor(coding.bits + 8 * jnp.dtype(scale).itemsize / group, chip)
-            f, arguments = build(kernel, chip)
-            found = tpu.estimate(CHIPS[chip], f, *arguments)
-            cycles = None if found.cycles is None else max(found.cycles, round(least.memory))
-            record = {
-                "chip": chip,
-                "kernel": f"experts {kernel}",
-                "cycles": cycles,
-                "roofline": round(least.cycles),
-                "share": None if cycles is None else round(least.cycles / cycles, 3),
-                "speed_of_bf16_floor": None if cycles is None else round(floor(16, chip).cycles / cycles, 2),
-                "bundles": found.bundles,
-                "spills": found.spills,
-                "problem": found.problem,
-            }
-            print(json.dumps(record) if as_json else line(record), flush=True)
-
-
-def line(record: dict[str, Any]) -> str:
-    """A record for people."""
-    told = f"  {record['chip']:3s} {record['kernel']:14s}"
-    if record["problem"] is not None:
-        return f"{told} not compiled: {record['problem']}"
-    if record["cycles"] is None:
-        return f"{told} no estimate; roofline {record['roofline']}, {record['bundles']} bundles"
-    return (
-        f"{told} {record['cycles']:9d} cycles  {record['share']:5.3f} of the roofline"
-        f"  {record['speed_of_bf16_floor']:5.2f} of bfloat16's floor"
-        f"  {record['bundles']} bundles, {record['spills']} spills"
-    )
+            print_line(chip, f"experts {kernel}", *build(kernel, chip), least, floor(16, chip), as_json)

@@ -15,18 +15,27 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.peer_torch_int4 import count
 from qjax.kernels.aot.gpu import GPUS
 from qjax.kernels.gpu import group_scaled
 from qjax.kernels.gpu.group_scaled import LANES, Tiles
 
-WEIGHTS = 2**28  # bytes of all weights of a call: five times the cache of an H100
 PEAK = 989e12  # bfloat16 operations a second of an H100
 GROUPS = (128, 64)
+
+
+class Timed(NamedTuple):
+    """One way to multiply: bits that it reads of a weight, microseconds, relative error where it was compared."""
+
+    name: str
+    bits: float
+    microseconds: float
+    error: float | None = None
 
 
 def print_table(sizes: Sequence[str], rows: Sequence[int], repeats: int, tune: bool, as_json: bool) -> None:
@@ -41,13 +50,13 @@ def print_table(sizes: Sequence[str], rows: Sequence[int], repeats: int, tune: b
         found = tilings(M, K, N, group, repeats) if tune else products(M, K, N, group, repeats)
         found = itertools.chain(found, theirs.get((M, K, N, group), ()))
         base = None
-        for name, microseconds, error in found:
-            base = microseconds if base is None and name == "xla bfloat16" else base
-            record = {"shape": [M, K, N], "group": group, "name": name, "us": microseconds, "error": error}
+        for way in found:
+            base = way.microseconds if base is None and not tune else base  # XLA's bfloat16 comes first
+            record = {"shape": [M, K, N], "group": group, "name": way.name, "us": way.microseconds, "error": way.error}
             if bandwidth is not None:
-                record["roofline"] = floor(M, K, N, group, name, bandwidth) / microseconds
+                record["roofline"] = floor(M, K, N, way.bits, bandwidth) / way.microseconds
             if base is not None:
-                record["speed"] = base / microseconds
+                record["speed"] = base / way.microseconds
             print(json.dumps(record) if as_json else line(record), flush=True)
 
 
@@ -60,17 +69,16 @@ def line(record: dict[str, Any]) -> str:
     return told + (f"  relative error {record['error']:.1e}" if record["error"] is not None else "")
 
 
-def floor(M: int, K: int, N: int, group: int, name: str, bandwidth: float) -> float:
+def floor(M: int, K: int, N: int, bits: float, bandwidth: float) -> float:
     """Microseconds below which no kernel of this kind can be: weight, input and output moved once, or all products."""
-    bits = 16 if "bfloat16" in name else 8 if "int8" in name else 4 + 32 / group
     return 1e6 * max((K * N * bits / 8 + 2 * M * K + 2 * M * N) / bandwidth, 2 * M * K * N / PEAK)
 
 
-def products(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[tuple[str, float, float | None]]:
-    """(name, microseconds, relative error of the first product) of every way to multiply."""
+def products(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[Timed]:
+    """Every way to multiply, bfloat16 first; errors are those of the first product."""
     x, words, scale = operands(M, K, N, group)
     dense = [jax.random.normal(key, (K, N), jnp.bfloat16) for key in keys(2 * K * N)]
-    yield "xla bfloat16", kernel_time(lambda x, w: x @ w, x, [(w,) for w in dense], repeats), None
+    yield Timed("xla bfloat16", 16, kernel_time(lambda x, w: x @ w, x, [(w,) for w in dense], repeats))
     del dense
     weights = list(zip(words, scale, strict=True))
     expected = jax.jit(group_scaled.reference)(x, *weights[0])
@@ -78,10 +86,10 @@ def products(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[tuple
     for name, f in (("w4a16", own), ("xla dequantize, w4a16", dequantized)):
         y = jax.jit(f)(x, *weights[0]).astype(jnp.float32)
         error = jnp.linalg.norm((y - expected).ravel()) / jnp.linalg.norm(expected.ravel())
-        yield name, kernel_time(f, x, weights, repeats), float(error)
+        yield Timed(name, 4 + 32 / group, kernel_time(f, x, weights, repeats), float(error))
     mixed = mixed_types(M, K, N, repeats)
     if mixed is not None:
-        yield "jax pallas mixed int8, no scales", mixed, None
+        yield Timed("jax pallas mixed int8, no scales", 8, mixed)
 
 
 def dequantized(x: jax.Array, words: jax.Array, scale: jax.Array) -> jax.Array:
@@ -91,7 +99,7 @@ def dequantized(x: jax.Array, words: jax.Array, scale: jax.Array) -> jax.Array:
     return jnp.dot(x, weight)
 
 
-def tilings(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[tuple[str, float, float | None]]:
+def tilings(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[Timed]:
     """Every tiling worth a try, as they are compiled; the one that is taken by itself is marked."""
     x, words, scale = operands(M, K, N, group)
     weights = list(zip(words, scale, strict=True))
@@ -113,7 +121,7 @@ def tilings(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[tuple[
                 print(f"    {name}: {made}", flush=True)
                 continue
             error = jnp.linalg.norm((made(x, weights)[0] - expected).ravel()) / jnp.linalg.norm(expected.ravel())
-            yield name, measured(made, x, weights, repeats), float(error)
+            yield Timed(name, 4 + 32 / group, measured(made, x, weights, repeats), float(error))
 
 
 def candidate_tiles(M: int, K: int, N: int, group: int) -> Iterator[Tiles]:
@@ -142,8 +150,8 @@ def operands(M: int, K: int, N: int, group: int) -> tuple[jax.Array, list[jax.Ar
 
 
 def keys(size: int) -> jax.Array:
-    """One for every weight of `size` bytes; no more than 64."""
-    return jax.random.split(jax.random.key(1), min(64, max(2, WEIGHTS // size)))
+    """One for every weight of `size` bytes."""
+    return jax.random.split(jax.random.key(1), count(size))
 
 
 def in_turn(f: Callable[..., jax.Array]) -> Any:
@@ -188,8 +196,8 @@ def mixed_types(M: int, K: int, N: int, repeats: int) -> float | None:
     return min(found, default=None)
 
 
-def torch_products(shapes: Sequence[tuple[int, int, int, int]], repeats: int) -> dict[Any, list[Any]]:
-    """(name, microseconds, None) of PyTorch's bfloat16 product and of its four-bit one, by shape."""
+def torch_products(shapes: Sequence[tuple[int, int, int, int]], repeats: int) -> dict[Any, list[Timed]]:
+    """PyTorch's bfloat16 product and its four-bit one, by shape."""
     told = subprocess.run(
         [sys.executable, "-m", "experiments.benchmarks.peer_torch_int4", str(repeats)]
         + [",".join(map(str, shape)) for shape in shapes],
@@ -200,4 +208,4 @@ def torch_products(shapes: Sequence[tuple[int, int, int, int]], repeats: int) ->
     if told.returncode:
         print(f"    no times of PyTorch: {(told.stderr.strip().splitlines() or ['it failed'])[-1]}", flush=True)
     lines = [json.loads(found) for found in told.stdout.splitlines()]
-    return {shape: [(*row, None) for row in found] for shape, found in zip(shapes, lines, strict=False)}
+    return {shape: [Timed(*way) for way in found] for shape, found in zip(shapes, lines, strict=False)}

@@ -2,8 +2,8 @@
 
 python -m experiments.benchmarks.peer_torch_int4 REPEATS M,K,N,GROUP...
 
-Prints for each shape a line of JSON, a list of (name, microseconds of the kernels); weights in turn that do not fit the
-cache together, as in `kernels_gpu`, which calls this.
+Prints for each shape a line of JSON, a list of (name, bits of a weight, microseconds of the kernels); weights in turn
+that do not fit the cache together, as in `kernels_gpu`, which calls this. Needs PyTorch alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-WEIGHTS = 2**28  # bytes of all weights of a call
+WEIGHTS = 2**28  # bytes of all weights of a call: five times the cache of an H100
 
 
 def main() -> None:
@@ -28,14 +28,14 @@ def main() -> None:
         print(json.dumps(list(products(M, K, N, group, int(repeats)))), flush=True)
 
 
-def products(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[tuple[str, float]]:
-    """(name, microseconds)."""
+def products(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[tuple[str, float, float]]:
+    """(name, bits of a weight with its scale and offset, microseconds)."""
     import torch
 
     torch.manual_seed(0)
     x = torch.randn(M, K, device="cuda", dtype=torch.bfloat16)
     dense = [torch.randn(K, N, device="cuda", dtype=torch.bfloat16) for _ in range(count(2 * K * N))]
-    yield "torch bfloat16", kernel_time(lambda w: x @ w, dense, repeats)
+    yield "torch bfloat16", 16, kernel_time(lambda w: x @ w, dense, repeats)
     del dense
     if N % 8 or K % 128:
         return
@@ -45,7 +45,7 @@ def products(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[tuple
         grid = torch.rand(K // group, N, 2, device="cuda").to(torch.bfloat16)
         packed.append((torch.ops.aten._convert_weight_to_int4pack(codes, 8), grid))
     time = kernel_time(lambda w: torch.ops.aten._weight_int4pack_mm(x, w[0], group, w[1]), packed, repeats)
-    yield "torch int4 (tinygemm)", time
+    yield "torch int4 (tinygemm)", 4 + 32 / group, time
 
 
 def count(size: int) -> int:

@@ -55,7 +55,8 @@ def placement(sizes: jax.Array, M: int, rows: int) -> Placement:
     row = first_row[e] + places - first_place[e]
     source = jnp.where((row < ends[e]) & (places < used * rows), row, M)
     owner = jnp.searchsorted(ends, jnp.arange(M), side="right").astype(jnp.int32)
-    place = first_place[jnp.minimum(owner, E - 1)] + jnp.arange(M) - first_row[jnp.minimum(owner, E - 1)]
+    own = jnp.minimum(owner, E - 1)
+    place = first_place[own] + jnp.arange(M) - first_row[own]
     return Placement(source, jnp.where(owner < E, place, blocks * rows - 1), expert, used)
 
 

@@ -50,9 +50,7 @@ def blocks(
     M: int, K: int, N: int, group: int, coding: Coding, scaled: str | None = None, chip: str | None = None
 ) -> Blocks:
     """The blocks taken where none are given: the table's for the chip, or defaults, cut to divide the shape."""
-    span = _span(coding, K, group)
-    scaled = formulation(M, spans.copies(span, group)) if scaled is None else scaled
-    most = tiles.largest(f"{coding.name} {scaled}", M, chip) or DEFAULTS[scaled]
+    _, most = _largest(M, K, group, coding, scaled, chip)
     if most.buffers > 2:
         fitting = RING * 8 // coding.bits // (most.buffers * K)
         columns = tiles.divisor(N, min(most.columns, fitting), LANES)
@@ -65,13 +63,18 @@ def cut(
     M: int, K: int, N: int, group: int, coding: Coding, scaled: str | None = None, chip: str | None = None
 ) -> Blocks:
     """`blocks` of which two are in vector memory at a time."""
-    span = _span(coding, K, group)
-    scaled = formulation(M, spans.copies(span, group)) if scaled is None else scaled
-    most = tiles.largest(f"{coding.name} {scaled}", M, chip) or DEFAULTS[scaled]
+    scaled, most = _largest(M, K, group, coding, scaled, chip)
     most = DEFAULTS[scaled] if most.buffers > 2 else most
-    depth = tiles.divisor(K, most.depth, step(coding, group, span)) or K
+    depth = tiles.divisor(K, most.depth, step(coding, group, _span(coding, K, group))) or K
     columns = tiles.divisor(N, min(most.columns, most.columns * most.depth // depth), LANES) or LANES
     return Blocks(min(_whole(M), most.rows), columns, depth)
+
+
+def _largest(M: int, K: int, group: int, coding: Coding, scaled: str | None, chip: str | None) -> tuple[str, Blocks]:
+    """The formulation, and its largest blocks."""
+    if scaled is None:
+        scaled = formulation(M, spans.copies(_span(coding, K, group), group))
+    return scaled, tiles.largest(f"{coding.name} {scaled}", M, chip) or DEFAULTS[scaled]
 
 
 def _whole(M: int) -> int:

@@ -97,13 +97,21 @@ def refuse_platform(platform: str) -> str | None:
 
 def refuse_kernel(packed: Any, tokens: int, platform: str, dtype: Any) -> str | None:
     """Why the kernel cannot run this leaf, or None."""
-    why = refuse_platform(platform)
-    if why is not None:
-        return why
-    if jnp.dtype(dtype) != jnp.bfloat16:
-        return f"it takes bfloat16 activations and x is {jnp.dtype(dtype)}"
     if packed.batch_shape:
-        return "the weight has batch axes: take one entry at a time, or rows sorted by entry (`qjax.ragged_dot`)"
+        why = "the weight has batch axes: take one entry at a time, or rows sorted by entry (`qjax.ragged_dot`)"
+        return _refuse_inputs(platform, dtype) or why
+    return _refuse_inputs(platform, dtype) or _refuse_chip(packed)
+
+
+def _refuse_inputs(platform: str, dtype: Any) -> str | None:
+    """Why no kernel for narrow codes can run here on x of this type, or None."""
+    takes = jnp.dtype(dtype) == jnp.bfloat16
+    return refuse_platform(platform) or (
+        None if takes else f"it takes bfloat16 activations and x is {jnp.dtype(dtype)}"
+    )
+
+
+def _refuse_chip(packed: Any) -> str | None:
     from qjax.kernels.tpu import codings, tiles
 
     return codings.refuse(coding(packed.layout), tiles.chip())
@@ -128,17 +136,13 @@ def run(x: jax.Array, packed: Any, dtype: Any, interpret: bool = False) -> jax.A
 
 def refuse_experts(packed: Any, tokens: int, platform: str, dtype: Any) -> str | None:
     """Why the kernel for rows sorted by expert cannot run this leaf, or None."""
-    why = refuse_platform(platform)
+    why = _refuse_inputs(platform, dtype)
     if why is not None:
         return why
-    if jnp.dtype(dtype) != jnp.bfloat16:
-        return f"it takes bfloat16 activations and x is {jnp.dtype(dtype)}"
     if len(packed.batch_shape) != 1:
         return f"the weight has {len(packed.batch_shape)} batch axes, not one"
-    from qjax.kernels.tpu import codings, tiles
-
     kind = coding(packed.layout)
-    return f"{kind.name} codes are looked up" if kind.lookup else codings.refuse(kind, tiles.chip())
+    return f"{kind.name} codes are looked up" if kind.lookup else _refuse_chip(packed)
 
 
 def run_experts(x: jax.Array, sizes: jax.Array, packed: Any, dtype: Any, interpret: bool = False) -> jax.Array:

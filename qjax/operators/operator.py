@@ -64,7 +64,11 @@ class Operator:
     def ragged_dot(
         self, x: jax.Array, sizes: jax.Array, *, dtype: Any = None, implementation: str | None = None
     ) -> jax.Array:
-        """Take runs of rows of x [tokens, K], as long as sizes [E] say, through the matrices of [E, K, N], in order."""
+        """Take runs of rows of x [tokens, K], as long as sizes [E] say, through the matrices of [E, K, N], in order.
+
+        Raises NotAffine where an activation quantizer would be lost, NotLinear where a bias would.
+        """
+        assert_affine(self)
         if implementation not in (None, "dequantize"):
             raise ValueError(f"no implementation {implementation!r} for {type(self).__name__}: know ['dequantize']")
         return ragged_product(x, self.matrix(), sizes, dtype)

@@ -13,7 +13,6 @@ from jax import lax
 from qjax import dispatch
 from qjax.operators import atoms
 from qjax.operators.operator import NotAffine, NotLinear
-from qjax.operators.packed import Packed
 from qjax.trace.interpreter import Rule, Tape
 from qjax.trace.leaf import Leaf
 from qjax.trace.meeting import Meeting, axes_of, digits
@@ -132,17 +131,14 @@ def ragged_dot(eqn: Any, inputs: Sequence[Any], tape: Tape) -> list[Any] | None:
     if leaf.view is None:
         tape.use(met)
         return tape.bind(eqn, [x, leaf.value, sizes])
-    op = leaf.view.op
-    if isinstance(op, Packed) and leaf.view.live == atoms.whole(op.shape) and (lc, rc, groups) == ((1,), (1,), (0,)):
-        tape.use(met)
-        return [dispatch.ragged_dot(x, op, sizes, dtype=eqn.outvars[0].aval.dtype)]
-    try:
-        dense = leaf.view.dense().astype(leaf.dtype)
-    except (NotAffine, NotLinear):
-        dense = None
     tape.use(met)
-    if dense is not None:
-        return tape.bind(eqn, [x, dense, sizes])
+    as_stored = leaf.view.live == atoms.whole(leaf.view.op.shape) and (lc, rc, groups) == ((1,), (1,), (0,))
+    try:
+        if as_stored:
+            return [dispatch.ragged_dot(x, leaf.view.op, sizes, dtype=eqn.outvars[0].aval.dtype)]
+        return tape.bind(eqn, [x, leaf.view.dense().astype(leaf.dtype), sizes])
+    except (NotAffine, NotLinear):
+        pass
     return _one_by_one(eqn, x, leaf, sizes, groups[0], rc[0], lc[0])
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import qjax
-from qjax.operators import narrow_codes
+from qjax.operators import Pre, Quantize, narrow_codes
+from qjax.operators.operator import NotAffine
 from qjax.operators.preparation import prepare
 from tests import draw
 
@@ -23,13 +24,9 @@ def loop(x, w, sizes=SIZES):
     return y
 
 
-def experts(w, fmt):
-    return jax.vmap(lambda w: qjax.quantize(w, fmt))(w)
-
-
 def problem(fmt="int4_g64", K=128, N=128):
     w = jnp.asarray(draw.normal(0, 3, K, N))
-    return jnp.asarray(draw.normal(1, 6, K)), w, experts(w, fmt), jnp.array(SIZES)
+    return jnp.asarray(draw.normal(1, 6, K)), w, qjax.quantize(w, fmt, batch_axes=1), jnp.array(SIZES)
 
 
 def test_every_kind_of_leaf_takes_runs_of_rows():
@@ -81,9 +78,11 @@ def test_what_does_not_fit_raises():
         qjax.ragged_dot(x, w[0], sizes)
     with pytest.raises(ValueError, match=r"sizes \(2,\)"):
         qjax.ragged_dot(x, w, sizes[:2])
+    with pytest.raises(NotAffine, match="quantizes activations"):
+        qjax.ragged_dot(x, Pre(Quantize.dynamic("int8"), q), sizes)
     with pytest.raises(TypeError, match="floating"):
         qjax.ragged_dot(jnp.ones((6, 128), jnp.int32), w, sizes)
-    table = prepare({"w": experts(w, "nf4_g64")}, target="tpu")["w"]
+    table = prepare({"w": qjax.quantize(w, "nf4_g64", batch_axes=1)}, target="tpu")["w"]
     why = narrow_codes.refuse_experts(table, 6, "tpu", jnp.bfloat16)
     assert why is not None
     assert "looked up" in why or jax.__version_info__ < (0, 12)
