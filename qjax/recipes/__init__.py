@@ -16,6 +16,7 @@ from qjax.recipes.chee2023_quip import quip
 from qjax.recipes.chen2024_prefixquant import prefixquant
 from qjax.recipes.cheng2023_signround import signround
 from qjax.recipes.cheng2023_teq import teq
+from qjax.recipes.combined_few_bits import few_bits
 from qjax.recipes.combined_w4a4 import w4a4
 from qjax.recipes.cross_domain import int8_with_float_outliers
 from qjax.recipes.czaja2024_frames import frames
@@ -125,6 +126,7 @@ __all__ = [
     "eora",
     "eptq",
     "faq",
+    "few_bits",
     "flatquant",
     "flexgen",
     "flexround",

@@ -28,6 +28,7 @@ from qjax.transforms.contract import stateless as stateless
 from qjax.transforms.corrections import bias_correction as bias_correction
 from qjax.transforms.corrections import mean_shift as mean_shift
 from qjax.transforms.corrections import norm_tweak as norm_tweak
+from qjax.transforms.distilling import distill_scales as distill_scales
 from qjax.transforms.dynamic_outputs import output_directed as output_directed
 from qjax.transforms.edits import NotEquivalent as NotEquivalent
 from qjax.transforms.engine import plan as plan

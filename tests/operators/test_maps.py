@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,6 +128,8 @@ def test_dynamic_quantization_is_per_token_or_per_tensor():
     for fmt in ("int8", "int8_tensor", "mxfp8_e4m3"):
         expected = dequantize(quantize(x.reshape(6, 16), fmt, axis=-1)).reshape(x.shape)
         assert bool((Quantize.dynamic(fmt).apply(x) == expected).all())
+        by_name = Quantize(cast(Any, fmt))  # by hand, with the name of a format
+        assert by_name.format == Quantize.dynamic(fmt).format and bool((by_name.apply(x) == expected).all())
     one_token = Quantize.dynamic("int8").apply(x[:1, :1])
     assert bool((one_token == Quantize.dynamic("int8").apply(x)[:1, :1]).all())
 

@@ -36,6 +36,9 @@ class Quantize(Map):
     outer: jax.Array | None = None
     nonlinear: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "format", as_format(self.format))  # its name will do
+
     @classmethod
     def dynamic(cls, format: Format | str, range: Range | None = None) -> Quantize:
         """Scales computed from every input."""
