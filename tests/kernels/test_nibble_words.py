@@ -63,7 +63,7 @@ def test_every_code_survives_in_every_place(center, dtype):
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize(
     ("coding", "K", "group", "N", "tokens"),
-    [  # rows of x go 48 at a time, in blocks of 6 or 12 and fewer: every height of a block
+    [  # rows of x go 48 at a time, in blocks of 6 or 16 and fewer
         (PLAIN, 128, 64, 96, 49),
         (ZERO, 264, 88, 32, 50),
         (MINIMUM, 392, 8, 32, 51),
@@ -79,6 +79,19 @@ def test_exact_where_sums_are(isa, coding, K, group, N, tokens):
     offset = None if coding.offset is None else draw.integers(3, 0, 16, K // group, N, dtype=np.float32)
     W = weights(codes, scale, offset, coding)
     for count in (1, tokens):
+        assert (run(x[:count], codes, scale, offset, coding, isa) == x[:count] @ W).all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("coding", [PLAIN, ZERO, MINIMUM])
+def test_every_height_of_a_block(isa, coding):
+    x = draw.integers(1, -4, 5, 16, 32, dtype=np.float32)
+    codes = draw.integers(0, 0, 16, 32, 32, dtype=np.int32) - coding.center
+    scale = 2.0 ** draw.integers(2, -3, 3, 2, 32, dtype=np.float32)
+    offset = None if coding.offset is None else draw.integers(3, 0, 16, 2, 32, dtype=np.float32)
+    W = weights(codes, scale, offset, coding)
+    for count in range(1, 17):
         assert (run(x[:count], codes, scale, offset, coding, isa) == x[:count] @ W).all()
 
 

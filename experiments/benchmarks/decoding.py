@@ -1,0 +1,168 @@
+"""Tokens a second of SmolLM2-135M, greedy and alone in its batch: float32, int4_g64 on the CPU kernel, and llama.cpp.
+
+    python -m experiments.benchmarks.decoding [--peer PYTHON] [--tokens 128] [--rounds 7] [--threads N]
+
+All decode after one prompt, in turn, so that a busy neighbour slows all of them alike; the time until the first token
+is not counted. Ours is `qjax.models.generation.generate`, one compiled loop. Rounding to nearest goes over the layers'
+matrices, or over the tied embedding as well, which is then looked up and multiplied from the same codes. llama.cpp
+reads the file our weights come from (Q4_1, the embedding Q8_0), and Q4_0 made from it, the embedding included; it
+rounds activations to int8 in front of every product, where ours stay float32.
+
+The peer wants an environment with llama-cpp-python compiled for this processor, which takes ten minutes or more (what
+is built without the flag is slower and no fair peer):
+
+    python -m venv .venv-llamacpp
+    CMAKE_ARGS=-DGGML_NATIVE=ON .venv-llamacpp/bin/pip install --no-binary llama-cpp-python llama-cpp-python
+    python -m experiments.benchmarks.decoding --peer .venv-llamacpp/bin/python
+
+Its threads are those of XLA by default: the processors this process may use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import qjax
+from experiments.benchmarks.timing import seconds
+from qjax.models.generation import generate
+
+FORMAT = "int4_g64"
+PROMPT = "The history of the steam engine begins"
+FLOAT = "float32"
+PEER = Path(__file__).parent / "peer_llama_cpp.py"
+
+
+class Run(NamedTuple):
+    """One decoding: seconds for all tokens but the first, and the tokens."""
+
+    seconds: float
+    tokens: list[int]
+
+
+def variants(model: Any, params: Mapping[str, Any], prompt: jax.Array) -> dict[str, Any]:
+    """Parameters by name: float32, the layers in four bits, and the tied embedding too."""
+    rounded, _ = qjax.run(qjax.chain(qjax.rtn(FORMAT)), model, params, [prompt])
+    # The head contracts the second axis: a matrix [width, vocab] stored as [vocab, width].
+    table = jnp.asarray(params["embed"])
+    head = qjax.View.store(qjax.quantize(table.T, FORMAT), table.shape, in_axes=(1,), out_axes=(0,))
+    return {
+        FLOAT: params,
+        f"{FORMAT}, head float32": qjax.prepare(rounded, target="cpu"),
+        f"{FORMAT}, head {FORMAT}": qjax.prepare({**rounded, "embed": head}, target="cpu"),
+    }
+
+
+def decode(model: Any, params: Any, prompt: jax.Array, steps: int) -> Run:
+    """One decoding by us; the first token takes what the prompt takes, which is subtracted."""
+    first = seconds(generate, model, params, prompt, 1)
+    start = time.perf_counter()
+    tokens = generate(model, params, prompt, steps)[0].tolist()
+    return Run(time.perf_counter() - start - first, tokens)
+
+
+@contextmanager
+def peer(python: str, file: Path, prompt: list[int], steps: int, threads: int) -> Iterator[subprocess.Popen[str]]:
+    """llama.cpp in a process of its own, which decodes once for every line."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [python, "-I", str(PEER), str(file), str(threads), str(steps), scratch, *map(str, prompt)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                yield process
+            finally:
+                assert process.stdin is not None  # it was opened as a pipe
+                process.stdin.close()
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The next line of the peer; SystemExit when it ended."""
+    assert process.stdout is not None  # it was opened as a pipe
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"the peer ended with status {process.wait()}; its message is above")
+    return json.loads(line)
+
+
+def ask(process: subprocess.Popen[str]) -> dict[str, Run]:
+    """One decoding with each of the peer's files."""
+    assert process.stdin is not None  # it was opened as a pipe
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return {f"llama.cpp, {name}": Run(*run) for name, run in answer(process).items()}
+
+
+def common(a: list[int], b: list[int]) -> int:
+    """How many tokens two texts begin with alike.
+
+    >>> common([1, 2, 3], [1, 2, 4])
+    2
+    """
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+
+
+def table(rounds: list[dict[str, Run]], sizes: Mapping[str, int], steps: int) -> Iterator[str]:
+    """A line for each way to decode: tokens a second (median, best), its speed against all others, and its text."""
+    names = list(rounds[0])
+    peers = [name for name in names if name.startswith("llama.cpp")]
+    for name in names:
+        own = [r[name].seconds for r in rounds]
+        ratios = [f"{statistics.median(r[b].seconds / r[name].seconds for r in rounds):5.2f} of {b}" for b in
+                  (FLOAT, *peers) if b != name]  # fmt: skip
+        alike = common(rounds[0][name].tokens, rounds[0][FLOAT].tokens)
+        yield (
+            f"  {name:28s} {(steps - 1) / statistics.median(own):7.1f} tokens/s (best {(steps - 1) / min(own):.1f})"
+            f"  {sizes[name] / 2**20:6.1f} MiB  {'  '.join(ratios)}  first {alike} tokens as {FLOAT}"
+        )
+
+
+def main() -> None:
+    """Decode in turn and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="python of an environment with llama-cpp-python, built for this processor")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the peer")
+    args = parser.parse_args()
+    if args.tokens < 2:
+        parser.error(f"--tokens: the first comes with the prompt, so there must be two at least, got {args.tokens}")
+    file = qjax.models.find(None)
+    model, params, tokenizer = qjax.models.load(file)
+    ids = [int(i) for i in tokenizer.encode(PROMPT)]
+    prompt = jnp.asarray([ids], jnp.int32)
+    ours = variants(model, params, prompt)
+    sizes = {name: qjax.nbytes(own) for name, own in ours.items()}
+
+    def turn() -> dict[str, Run]:
+        return {name: decode(model, own, prompt, args.tokens) for name, own in ours.items()}
+
+    print(f"SmolLM2-135M, {args.tokens} tokens after {len(ids)}; jax {jax.__version__}", flush=True)
+    turn()  # compiles
+    if args.peer is None:
+        print("llama.cpp: no --peer", flush=True)
+        rounds = [turn() for _ in range(args.rounds)]
+    else:
+        with peer(args.peer, file, ids, args.tokens, args.threads) as process:
+            hello = answer(process)
+            print(f"llama-cpp-python {hello['version']}, {args.threads} threads: {hello['system']}", flush=True)
+            sizes |= {f"llama.cpp, {name}": size for name, size in hello["sizes"].items()}
+            ask(process)
+            rounds = [turn() | ask(process) for _ in range(args.rounds)]
+    print("\n".join(table(rounds, sizes, args.tokens)))
+    for name, run in rounds[0].items():
+        print(f"  {name}: {tokenizer.decode(run.tokens)[:100]!r}")
+
+
+if __name__ == "__main__":
+    main()
