@@ -64,8 +64,10 @@ def matmul(
 ) -> jax.Array:
     """x [B, M, K] @ W [B, K, N] -> [B, M, N] in float32 by the compiled kernel; scale and offset [B, G, N].
 
-    `isa`: "portable", "avx2", "avx512", or the best of them that this processor has. Gradients reach x, scale and
-    offset, and are those of `reference`. RuntimeError where the kernel cannot be built (`problem` says why).
+    `isa`: "portable", "avx2", "avx512", "vnni", or the best of them that this processor has. With "vnni" up to four
+    rows of x are written as fixed-point numbers of 31 bits under a power of two for each group (nibble_digits.h): no
+    more is lost than in adding floats. Gradients reach x, scale and offset, and are those of `reference`. RuntimeError
+    where the kernel cannot be built (`problem` says why).
     """
     name, why = _target()
     if why is not None:
