@@ -1,10 +1,11 @@
 """Greedy decoding by llama.cpp, for `experiments.benchmarks.decoding`, which starts this in an environment of its own.
 
-    python peer_llama_cpp.py FILE.gguf THREADS STEPS SCRATCH TOKEN TOKEN ...
+    python peer_llama_cpp.py FILE.gguf THREADS,THREADS... STEPS SCRATCH TOKEN TOKEN ...
 
 Loads the file and its weights again as Q4_0, embedding and head included (written to the folder SCRATCH), and says so
-in a line of JSON. For every line it then reads it decodes STEPS tokens with each after the prompt and answers with a
-line of JSON: for each the seconds of all tokens but the first, and the tokens. Needs llama-cpp-python alone.
+in a line of JSON. For every line it then reads it decodes STEPS tokens with each, on every number of threads, after the
+prompt and answers with a line of JSON: [file, threads, seconds of all tokens but the first, tokens] of each. Needs
+llama-cpp-python alone.
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ def main() -> None:
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     smaller = os.path.join(scratch, "q4_0.gguf")
     quantize(file, smaller)
-    contexts = {"the file": load(file, int(threads)), "Q4_0": load(smaller, int(threads))}
+    contexts = {"the file": load(file), "Q4_0": load(smaller)}
     system = llama_cpp.llama_print_system_info().decode()
     sizes = {"the file": os.path.getsize(file), "Q4_0": os.path.getsize(smaller)}
     print(json.dumps({"version": llama_cpp.__version__, "system": system, "sizes": sizes}), flush=True)
     for _ in sys.stdin:
-        runs = {name: decode(context, [int(t) for t in prompt], int(steps)) for name, context in contexts.items()}
+        runs = [
+            (name, count, *decode(context, count, [int(t) for t in prompt], int(steps)))
+            for name, context in contexts.items()
+            for count in map(int, threads.split(","))
+        ]
         print(json.dumps(runs), flush=True)
 
 
@@ -47,7 +52,7 @@ def quantize(file: str, out: str) -> None:
         raise SystemExit(f"llama.cpp could not quantize {file}")
 
 
-def load(file: str, threads: int) -> Any:
+def load(file: str) -> Any:
     """A context of 512 tokens."""
     import llama_cpp
 
@@ -55,14 +60,15 @@ def load(file: str, threads: int) -> Any:
     if not model:
         raise SystemExit(f"llama.cpp could not load {file}")
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_threads, params.n_threads_batch = 512, threads, threads
+    params.n_ctx = 512
     return llama_cpp.llama_init_from_model(model, params)
 
 
-def decode(context: Any, prompt: list[int], steps: int) -> tuple[float, list[int]]:
+def decode(context: Any, threads: int, prompt: list[int], steps: int) -> tuple[float, list[int]]:
     """Seconds for all tokens but the first, which the prompt gives, and the tokens."""
     import llama_cpp
 
+    llama_cpp.llama_set_n_threads(context, threads, threads)
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
     sampler = llama_cpp.llama_sampler_init_greedy()
     found: list[int] = []

@@ -2,8 +2,8 @@
 //
 // One instruction adds four products of nibbles and signed bytes to every lane. So x becomes fixed-point numbers of 31
 // bits under a power of two for each group, written as four digits base 256: their sums with the codes are exact, and
-// what a number loses, half of 2^-30 of the largest one in its group at most, is less than adding floats would lose. An
-// infinity or NaN makes every sum of its row NaN.
+// what a number loses, 2^-30 of the largest one in its group at most, is less than adding floats would lose. An infinity
+// or NaN makes every sum of its row NaN.
 
 namespace {
 namespace vnni {

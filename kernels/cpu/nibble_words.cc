@@ -170,7 +170,8 @@ ffi::Error Matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi
   if (with.run == nullptr) return ffi::Error::InvalidArgument("this processor lacks " + std::string(isa));
 
   const int64_t tiles = N / TILE;
-  const bool small = double(B) * M * K * N < 1 << 18;  // waking a thread costs more
+  const bool few = with.few != nullptr && M <= FEW;
+  const bool small = double(B) * M * K * N < (few ? 1 << 20 : 1 << 19);  // 20 us; waking a thread may cost more
   const int64_t helpers = small ? 0 : pool.num_threads() - 1;
   const Problem all{x.typed_data(), words.typed_data(), scale.untyped_data(), offset.typed_data(), y->typed_data(),
                     M, K, N, K / G, center, half_scale, Offset(kind), nullptr, nullptr};
@@ -182,7 +183,7 @@ ffi::Error Matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi
     return one;
   };
 #if defined(__x86_64__)
-  if (with.few != nullptr && M <= FEW) {
+  if (few) {
     std::unique_ptr<uint32_t[]> digits(new uint32_t[B * M * K]);
     std::unique_ptr<Group[]> groups(new Group[B * M * G]);
     for (int64_t m = 0; m < B * M; ++m)
