@@ -135,10 +135,16 @@ def take(q: QArray, ids: Array, axis: int) -> QArray:
 
     Blocks longer than one along that axis are split: the result has block 1 there. Padding on it is dropped.
     """
-    core = len(q.meta.block)
+    grid = take_grid(q.grid, ids, axis)
+    return QArray(jnp.take(q.codes, ids, axis=axis), grid.scales, grid.offset, grid.table, grid.meta)
+
+
+def take_grid(grid: Grid, ids: Array, axis: int) -> Grid:
+    """`take` of everything but the codes."""
+    core = len(grid.meta.block)
     if not -core <= axis < 0:
         raise ValueError(f"axis must be a negative core axis, one of {tuple(range(-core, 0))}, got {axis}")
-    block = q.meta.block[axis]
+    block = grid.meta.block[axis]
 
     at = ids if block == 1 else ids // block  # the block of each entry
 
@@ -147,12 +153,12 @@ def take(q: QArray, ids: Array, axis: int) -> QArray:
             return c
         return take(c, at, axis) if isinstance(c, QArray) else jnp.take(c, at, axis=axis)
 
-    new = list(q.meta.block), list(q.meta.padding)
+    new = list(grid.meta.block), list(grid.meta.padding)
     new[0][axis] = block if block in (1, FULL) else 1
     new[1][axis] = 0
-    offset = None if q.offset is None else child(q.offset)
-    table = q.table
+    offset = None if grid.offset is None else child(grid.offset)
+    table = grid.table
     if table is not None and table.shape[axis - 1] > 1:
         table = jnp.take(table, at, axis=axis - 1)
-    meta = replace(q.meta, block=tuple(new[0]), padding=tuple(new[1]))
-    return QArray(jnp.take(q.codes, ids, axis=axis), tuple(map(child, q.scales)), offset, table, meta)
+    meta = replace(grid.meta, block=tuple(new[0]), padding=tuple(new[1]))
+    return Grid(tuple(map(child, grid.scales)), offset, table, meta)

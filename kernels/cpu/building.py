@@ -1,8 +1,9 @@
 """From a C++ source beside this file to a loaded library: built once, kept in a cache folder; or why it cannot be.
 
-The library's name holds a hash of the source, the flags, the compiler's version and jaxlib's (whose headers it
-includes), so a stale one is never loaded; it is written under another name and moved there, so processes that build at
-the same time do not meet half a file. `$CXX` names the compiler, `$QJAX_CACHE_DIR` the folder.
+The library's name holds a hash of the source, what it includes from this folder, the flags, the compiler's version and
+jaxlib's (whose headers it includes), so a stale one is never loaded; it is written under another name and moved there,
+so processes that build at the same time do not meet half a file. `$CXX` names the compiler, `$QJAX_CACHE_DIR` the
+folder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -50,7 +52,7 @@ def build(source: pathlib.Path, compiler: str | None = None, folder: pathlib.Pat
     folder = cache_folder() if folder is None else folder
     version = _run(compiler, "--version").partition("\n")[0]
     recipe = "\n".join((version, *FLAGS, metadata.version("jaxlib"), platform.machine()))
-    key = hashlib.sha256(source.read_bytes() + recipe.encode()).hexdigest()[:16]
+    key = hashlib.sha256(_text(source) + recipe.encode()).hexdigest()[:16]
     library = folder / f"{source.stem}-{key}.so"
     if not library.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,6 +61,13 @@ def build(source: pathlib.Path, compiler: str | None = None, folder: pathlib.Pat
             _run(compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(source), "-o", str(made))
             made.replace(library)
     return library
+
+
+def _text(source: pathlib.Path) -> bytes:
+    """A source with the files of its folder that it includes."""
+    own = source.read_bytes()
+    beside = (source.with_name(name.decode()) for name in dict.fromkeys(re.findall(rb'#include "([\w.]+)"', own)))
+    return own + b"".join(path.read_bytes() for path in beside)
 
 
 def find_compiler() -> str:

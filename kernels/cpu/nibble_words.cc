@@ -5,10 +5,9 @@
 // scale  float32 or bfloat16 [B, G, N]; offset float32 [B, G, N], or empty where `kind` is NONE.
 //        With code = nibble - center a weight is scale * code, scale * (code - offset) or scale * code + offset.
 //
-// The arithmetic is written once, on vectors of LANES floats. This file includes itself once for each instruction set
-// (vectors of four everywhere, AVX2, AVX-512) and the handler picks by what the processor has.
-
-#ifndef LANES
+// The arithmetic is written once, on vectors of floats (nibble_vectors.h), for each instruction set: vectors of four
+// everywhere, AVX2, AVX-512. The handler picks by what the processor has. Few rows of x go through nibble_digits.h where
+// bytes can be multiplied.
 
 #include <algorithm>
 #include <atomic>
@@ -19,19 +18,29 @@
 #include <thread>
 #include <utility>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
 constexpr int64_t TILE = 32;     // columns of a tile
 constexpr int64_t ROWS = 8;      // rows of K in a word
-constexpr int64_t DEPTH = 128;   // rows of K whose floats are in the first cache at a time
-constexpr int64_t TOKENS = 48;   // rows of x that share them
+constexpr int64_t DEPTH = 128;   // rows of K whose floats are in the first cache at a time, where they are
+constexpr int64_t FEW = 4;       // rows of x that go one by one where that is faster
+constexpr int64_t TOKENS = 48;   // rows of x that share them, and are one piece of work with a tile
 
 enum Offset { NONE = 0, ZERO = 1, MINIMUM = 2 };
 
-struct Problem {  // one entry of the batch
-  const float* x;
+struct Group {  // what nibble_digits.h knows of one group of a row of x
+  float unit, x_sum;
+  int32_t start[4];
+};
+
+struct Problem {  // up to TOKENS rows of one entry of the batch
+  const float* x;  // [K, M]: rows that lie a power of two apart would push each other out of the first cache
   const uint32_t* words;
   const void* scale;
   const float* offset;
@@ -40,15 +49,17 @@ struct Problem {  // one entry of the batch
   float center;
   bool half_scale;  // bfloat16
   Offset kind;
+  const uint32_t* digits;  // in place of x: one row
+  const Group* groups;
 };
 
-using Kernel = void (*)(const Problem&, int64_t tile, int64_t first, int64_t last);  // rows first .. last of x
+using Kernel = void (*)(const Problem&, int64_t tile);
 
 }  // namespace
 
 #define LANES 4
 #define ISA portable
-#include "nibble_words.cc"
+#include "nibble_vectors.h"
 #undef LANES
 #undef ISA
 
@@ -61,7 +72,7 @@ using Kernel = void (*)(const Problem&, int64_t tile, int64_t first, int64_t las
 #endif
 #define LANES 8
 #define ISA avx2
-#include "nibble_words.cc"
+#include "nibble_vectors.h"
 #undef LANES
 #undef ISA
 #if defined(__clang__)
@@ -74,9 +85,19 @@ using Kernel = void (*)(const Problem&, int64_t tile, int64_t first, int64_t las
 #endif
 #define LANES 16
 #define ISA avx512
-#include "nibble_words.cc"
+#include "nibble_vectors.h"
 #undef LANES
 #undef ISA
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
+#endif
+#include "nibble_digits.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -88,16 +109,30 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-Kernel find(std::string_view isa) {  // nullptr: not on this processor
+struct Isa {
+  Kernel run;  // nullptr: not on this processor
+  Kernel few;  // for up to FEW rows by their digits, or nullptr
+};
+
+Isa find(std::string_view isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx512 && (isa == "best" || isa == "avx512")) return avx512::run;
-  if (has_avx2 && (isa == "best" || isa == "avx2")) return avx2::run;
+  if (has_avx512 && __builtin_cpu_supports("avx512vnni") && (isa == "best" || isa == "vnni"))
+    return {avx512::run, vnni::run};
+  if (has_avx512 && (isa == "best" || isa == "avx512")) return {avx512::run, nullptr};
+  if (has_avx2 && (isa == "best" || isa == "avx2")) return {avx2::run, nullptr};
 #endif
-  return isa == "best" || isa == "portable" ? portable::run : nullptr;
+  return {isa == "best" || isa == "portable" ? portable::run : nullptr, nullptr};
+}
+
+// x [M, K] as [K, M], a few columns at a time.
+void transpose(const float* x, int64_t M, int64_t K, float* out) {
+  for (int64_t k = 0; k < K; k += ROWS)
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t j = 0; j < ROWS; ++j) out[(k + j) * M + m] = x[m * K + k + j];
 }
 
 // Calls piece(0 .. pieces - 1) on the pool and here. Whoever comes takes the next piece; the caller waits only for
@@ -131,26 +166,56 @@ ffi::Error Matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi
   const bool half_scale = scale.element_type() == ffi::BF16;
   if (!half_scale && scale.element_type() != ffi::F32)
     return ffi::Error::InvalidArgument("scales are float32 or bfloat16");
-  const Kernel run = find(isa);
-  if (run == nullptr) return ffi::Error::InvalidArgument("this processor lacks " + std::string(isa));
+  const Isa with = find(isa);
+  if (with.run == nullptr) return ffi::Error::InvalidArgument("this processor lacks " + std::string(isa));
 
-  const Problem all{x.typed_data(), words.typed_data(), scale.untyped_data(), offset.typed_data(), y->typed_data(), M,
-                    K,              N,                  K / G,                center,              half_scale,
-                    Offset(kind)};
-  const int64_t tiles = N / TILE, cuts = (M + TOKENS - 1) / TOKENS;
-  auto piece = [=](int64_t i) {
-    const int64_t b = i / (cuts * tiles), cut = i / tiles % cuts, tile = i % tiles;
+  const int64_t tiles = N / TILE;
+  const bool few = with.few != nullptr && M <= FEW;
+  const bool small = double(B) * M * K * N < (few ? 1 << 20 : 1 << 19);  // 20 us; waking a thread may cost more
+  const int64_t helpers = small ? 0 : pool.num_threads() - 1;
+  const Problem all{x.typed_data(), words.typed_data(), scale.untyped_data(), offset.typed_data(), y->typed_data(),
+                    M, K, N, K / G, center, half_scale, Offset(kind), nullptr, nullptr};
+  auto entry = [=](int64_t b) {
     Problem one = all;
-    one.x += b * M * K;
     one.words += b * tiles * (K / ROWS) * TILE;
     one.scale = static_cast<const char*>(all.scale) + b * G * N * (half_scale ? 2 : 4);
     if (kind != NONE) one.offset += b * G * N;
-    one.y += b * M * N;
-    run(one, tile, cut * TOKENS, std::min(M, (cut + 1) * TOKENS));
+    return one;
   };
-  const int64_t pieces = B * cuts * tiles;
-  const bool small = double(B) * M * K * N < 1 << 18;  // waking a thread costs more
-  spread(pool, small ? 0 : pool.num_threads() - 1, pieces, piece);
+#if defined(__x86_64__)
+  if (few) {
+    std::unique_ptr<uint32_t[]> digits(new uint32_t[B * M * K]);
+    std::unique_ptr<Group[]> groups(new Group[B * M * G]);
+    for (int64_t m = 0; m < B * M; ++m)
+      vnni::split(all.x + m * K, K, K / G, int32_t(center), digits.get() + m * K, groups.get() + m * G);
+    spread(pool, helpers, B * tiles, [=, digits = digits.get(), groups = groups.get()](int64_t i) {
+      Problem one = entry(i / tiles);
+      for (int64_t m = i / tiles * M; m < (i / tiles + 1) * M; ++m) {
+        one.digits = digits + m * K;
+        one.groups = groups + m * G;
+        one.y = all.y + m * N;
+        with.few(one, i % tiles);
+      }
+    });
+    return ffi::Error::Success();
+  }
+#endif
+  const int64_t cuts = (M + TOKENS - 1) / TOKENS;
+  std::unique_ptr<float[]> turned(M > 1 ? new float[B * M * K] : nullptr);
+  auto rows = [=](int64_t cut) { return std::min(TOKENS, M - cut * TOKENS); };
+  if (turned)
+    spread(pool, helpers, B * cuts, [=, to = turned.get()](int64_t i) {
+      const int64_t at = (i / cuts * M + i % cuts * TOKENS) * K;
+      transpose(all.x + at, rows(i % cuts), K, to + at);
+    });
+  spread(pool, helpers, B * cuts * tiles, [=, x = turned ? turned.get() : all.x](int64_t i) {
+    const int64_t b = i / (cuts * tiles), cut = i / tiles % cuts, first = b * M + cut * TOKENS;
+    Problem one = entry(b);
+    one.M = rows(cut);
+    one.x = x + first * K;
+    one.y += first * N;
+    with.run(one, i % tiles);
+  });
   return ffi::Error::Success();
 }
 
@@ -167,171 +232,3 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(QjaxNibbleWords, Matmul,
                                   .Attr<float>("center")
                                   .Attr<int64_t>("kind")
                                   .Attr<std::string_view>("isa"));
-
-#else  // ---- once for each instruction set
-
-namespace {
-namespace ISA {
-
-constexpr int VECTORS = TILE / LANES;
-constexpr int WIDE = VECTORS < 2 ? VECTORS : 2;  // vectors of columns in the registers of a block of rows
-constexpr int TALL = LANES == 16 ? 12 : 6;       // rows of such a block
-
-typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
-
-template <class V>
-inline __attribute__((always_inline)) V load(const void* p) {
-  V v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline __attribute__((always_inline)) void store(float* p, floats v) { std::memcpy(p, &v, sizeof v); }
-
-inline __attribute__((always_inline)) floats scales(const Problem& p, int64_t at) {
-  if (!p.half_scale) return load<floats>(static_cast<const float*>(p.scale) + at);
-  return (floats)(__builtin_convertvector(load<halves>(static_cast<const uint16_t*>(p.scale) + at), bits) << 16);
-}
-
-// The powers of two under nibbles at bit 8, 12 and 16, and the center.
-struct Powers {
-  floats at_8, at_12, at_16;
-  explicit Powers(float center)
-      : at_8(floats{} + (32768 + center)), at_12(floats{} + (2048 + center)), at_16(floats{} + (128 + center)) {}
-};
-
-// The code of one row in every lane. Its nibble, at bit 8, 12 or 16, becomes the last digits of 2^15, 2^11 or 2^7 by an
-// exponent put in front; subtracting that power and the center is exact. Cheaper than shifting and converting each.
-template <int ROW>
-inline __attribute__((always_inline)) floats code(bits word, const Powers& powers) {
-  constexpr int bit[ROWS] = {8, 12, 8, 12, 16, 8, 12, 16};
-  if (ROW < 2) word <<= 8;
-  if (ROW > 4) word >>= 12;
-  if (bit[ROW] == 8) return (floats)((word & 0xF00) | 0x47000000) - powers.at_8;
-  if (bit[ROW] == 12) return (floats)((word & 0xF000) | 0x45000000) - powers.at_12;
-  return (floats)((word & 0xF0000) | 0x43000000) - powers.at_16;
-}
-
-template <class Do, int... ROW>
-inline __attribute__((always_inline)) void each(Do&& apply, std::integer_sequence<int, ROW...>) {
-  (apply(std::integral_constant<int, ROW>()), ...);
-}
-
-// One row of x: codes go from the word to the sum without touching memory; scale and offset come once a group.
-template <int KIND>
-void one_row(const Problem& p, int64_t tile, int64_t row) {
-  constexpr int SOME = VECTORS < 4 ? VECTORS : 4;
-  const float* x = p.x + row * p.K;
-  const Powers powers(p.center);
-  for (int v0 = 0; v0 < VECTORS; v0 += SOME) {
-    const int64_t column = tile * TILE + v0 * LANES;
-    const uint32_t* words = p.words + tile * (p.K / ROWS) * TILE + v0 * LANES;
-    floats total[SOME] = {};
-    for (int64_t g = 0; g < p.K / p.group; ++g) {
-      floats sum[SOME] = {};
-      float x_sum = 0;
-      for (int64_t k = g * p.group; k < (g + 1) * p.group; k += ROWS) {
-        bits word[SOME];
-        for (int v = 0; v < SOME; ++v) word[v] = load<bits>(words + k / ROWS * TILE + v * LANES);
-        each([&](auto j) __attribute__((always_inline)) {
-          for (int v = 0; v < SOME; ++v) sum[v] += x[k + j] * code<j>(word[v], powers);
-          if (KIND != NONE) x_sum += x[k + j];
-        }, std::make_integer_sequence<int, ROWS>());
-      }
-      for (int v = 0; v < SOME; ++v) {
-        const int64_t at = g * p.N + column + v * LANES;
-        if (KIND == NONE) total[v] += sum[v] * scales(p, at);
-        if (KIND == ZERO) total[v] += (sum[v] - x_sum * load<floats>(p.offset + at)) * scales(p, at);
-        if (KIND == MINIMUM) total[v] += sum[v] * scales(p, at) + x_sum * load<floats>(p.offset + at);
-      }
-    }
-    for (int v = 0; v < SOME; ++v) store(p.y + row * p.N + column + v * LANES, total[v]);
-  }
-}
-
-// Rows k .. k + depth of the tile as floats [depth, TILE], the very numbers that dequantizing gives.
-template <int KIND>
-void decode(const Problem& p, int64_t tile, int64_t k, int64_t depth, float* out) {
-  const Powers powers(p.center);
-  const uint32_t* words = p.words + (tile * (p.K / ROWS) + k / ROWS) * TILE;
-  for (int v = 0; v < VECTORS; ++v) {
-    floats scale = {}, offset = {};
-    int64_t next = 0;  // the row where the next group begins
-    for (int64_t i = 0; i < depth; i += ROWS) {
-      if (k + i >= next) {
-        const int64_t g = (k + i) / p.group, at = g * p.N + tile * TILE + v * LANES;
-        scale = scales(p, at);
-        if (KIND != NONE) offset = load<floats>(p.offset + at);
-        next = (g + 1) * p.group;
-      }
-      const bits word = load<bits>(words + i / ROWS * TILE + v * LANES);
-      each([&](auto j) __attribute__((always_inline)) {
-        floats w = code<j>(word, powers);
-        if (KIND == ZERO) w -= offset;
-        w *= scale;
-        if (KIND == MINIMUM) w += offset;
-        store(out + (i + j) * TILE + v * LANES, w);
-      }, std::make_integer_sequence<int, ROWS>());
-    }
-  }
-}
-
-// y [COUNT, TILE] += x [COUNT, depth] @ w [depth, TILE], the sums of WIDE vectors of columns in registers.
-template <int COUNT>
-void block(const float* x, int64_t x_stride, const float* w, int64_t depth, float* y, int64_t y_stride) {
-  for (int v0 = 0; v0 < VECTORS; v0 += WIDE) {
-    floats sum[COUNT][WIDE] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-      floats row[WIDE];
-#pragma GCC unroll 2
-      for (int v = 0; v < WIDE; ++v) row[v] = load<floats>(w + k * TILE + (v0 + v) * LANES);
-#pragma GCC unroll 12
-      for (int i = 0; i < COUNT; ++i)
-#pragma GCC unroll 2
-        for (int v = 0; v < WIDE; ++v) sum[i][v] += x[i * x_stride + k] * row[v];
-    }
-#pragma GCC unroll 12
-    for (int i = 0; i < COUNT; ++i)
-#pragma GCC unroll 2
-      for (int v = 0; v < WIDE; ++v) {
-        float* at = y + i * y_stride + (v0 + v) * LANES;
-        store(at, load<floats>(at) + sum[i][v]);
-      }
-  }
-}
-
-template <int COUNT>
-void blocks(int count, const float* x, int64_t x_stride, const float* w, int64_t depth, float* y, int64_t y_stride) {
-  if (count == COUNT) return block<COUNT>(x, x_stride, w, depth, y, y_stride);
-  if constexpr (COUNT > 1) blocks<COUNT - 1>(count, x, x_stride, w, depth, y, y_stride);
-}
-
-template <int KIND>
-void rows(const Problem& p, int64_t tile, int64_t first, int64_t last) {
-  if (last - first == 1) return one_row<KIND>(p, tile, first);
-  alignas(64) float w[DEPTH * TILE];
-  float* y = p.y + tile * TILE;
-  for (int64_t m = first; m < last; ++m) std::memset(y + m * p.N, 0, TILE * sizeof(float));
-  for (int64_t k = 0; k < p.K; k += DEPTH) {
-    const int64_t depth = std::min(DEPTH, p.K - k);
-    decode<KIND>(p, tile, k, depth, w);
-    int64_t parts = (last - first + TALL - 1) / TALL;  // as even as they can be
-    for (int64_t m = first; m < last; --parts) {
-      const int64_t count = (last - m + parts - 1) / parts;
-      blocks<TALL>(int(count), p.x + m * p.K + k, p.K, w, depth, y + m * p.N, p.N);
-      m += count;
-    }
-  }
-}
-
-void run(const Problem& p, int64_t tile, int64_t first, int64_t last) {
-  static constexpr Kernel all[] = {rows<NONE>, rows<ZERO>, rows<MINIMUM>};
-  all[p.kind](p, tile, first, last);
-}
-
-}  // namespace ISA
-}  // namespace
-
-#endif

@@ -46,6 +46,13 @@ def unpack(words: jax.Array, center: int, dtype: str) -> jax.Array:
     return codes.reshape(*batch, rows * ROWS, tiles * TILE)
 
 
+def columns(words: jax.Array, ids: jax.Array, center: int, dtype: str) -> jax.Array:
+    """Columns ids [m] of `unpack`'s result, [..., K, m]: only their words are read."""
+    own = jnp.moveaxis(words[..., ids // TILE, :, ids % TILE], 0, -1)  # [..., K / 8, m]
+    nibbles = jnp.stack([own >> jnp.uint32(4 * j) & jnp.uint32(15) for j in range(ROWS)], axis=-2)
+    return (nibbles.astype(jnp.int32) - center).astype(dtype).reshape(*own.shape[:-2], -1, ids.size)
+
+
 def problem() -> str | None:
     """Why the compiled kernel cannot run on this machine, or None. The first call builds it (some seconds)."""
     return _target()[1]
@@ -57,8 +64,10 @@ def matmul(
 ) -> jax.Array:
     """x [B, M, K] @ W [B, K, N] -> [B, M, N] in float32 by the compiled kernel; scale and offset [B, G, N].
 
-    `isa`: "portable", "avx2", "avx512", or the best of them that this processor has. Gradients reach x, scale and
-    offset, and are those of `reference`. RuntimeError where the kernel cannot be built (`problem` says why).
+    `isa`: "portable", "avx2", "avx512", "vnni", or the best of them that this processor has. With "vnni" up to four
+    rows of x are written as fixed-point numbers of 31 bits under a power of two for each group (nibble_digits.h): no
+    more is lost than in adding floats. Gradients reach x, scale and offset, and are those of `reference`. RuntimeError
+    where the kernel cannot be built (`problem` says why).
     """
     name, why = _target()
     if why is not None:

@@ -21,7 +21,17 @@ def store(held: Any, slots: Array, new: Any, positions: Array) -> tuple[Any, Arr
     capacity = slots.shape[1]
     # A negative index would wrap round to the end; one past the end is dropped.
     slot = jnp.where(positions < 0, jnp.full_like(positions, capacity), positions)
+    if len(positions) == 1:
+        # Without the axis of one, which XLA:CPU takes off the products that read this: a write it sees in another
+        # shape than they do is done twice, in copies (see `generate`, which carries it so).
+        held = jax.tree.map(lambda old, part: _set(old[0], slot[0], part[0].swapaxes(0, 1)), held, new)
+        return held, slots[0].at[slot[0]].set(positions[0], mode="drop")[None]
     row = jnp.arange(len(positions))[:, None]
     # Indexed axes come first where a slice lies between them: heads behind tokens, as the new ones have them.
     held = jax.tree.map(lambda old, part: old.at[row, :, slot].set(part, mode="drop"), held, new)
     return held, slots.at[row, slot].set(positions, mode="drop")
+
+
+def _set(old: Array, slot: Array, part: Array) -> Array:
+    """One row of the batch: [heads, tokens, ...] into [heads, capacity, ...], with an axis of one in front again."""
+    return old.at[:, slot].set(part, mode="drop")[None]

@@ -111,16 +111,25 @@ def _generate(
     done = jnp.zeros((batch,), bool) if stop is None else token == stop
     out = jnp.full((batch, steps), 0 if stop is None else stop, jnp.int32).at[:, 0].set(token)
 
+    # One token's products drop the axes of one from what they read. XLA:CPU updates the cache in place only where the
+    # loop carries it in that very shape; else every step copies all of it, several times.
+    leaves, structure = jax.tree.flatten(state)
+    shapes = [leaf.shape for leaf in leaves]
+
+    def bare(state: Any) -> list[Array]:
+        return [jnp.squeeze(leaf) for leaf in jax.tree.leaves(state)]
+
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, state, token, done, out = carry
+        step, held, token, done, out = carry
+        state = jax.tree.unflatten(structure, [a.reshape(shape) for a, shape in zip(held, shapes, strict=True)])
         logits, state = decode(params, state, token[:, None], (lengths + step - 1)[:, None])
         token = choose(logits[:, 0], step)
         if stop is not None:
             token = jnp.where(done, jnp.int32(stop), token)
             done = done | (token == stop)
-        return step + 1, state, token, done, lax.dynamic_update_slice(out, token[:, None], (jnp.int32(0), step))
+        return step + 1, bare(state), token, done, lax.dynamic_update_slice(out, token[:, None], (jnp.int32(0), step))
 
     def going(carry: tuple[Any, ...]) -> Array:
         return (carry[0] < steps) & ~jnp.all(carry[3])
 
-    return lax.while_loop(going, body, (jnp.int32(1), state, token, done, out))[-1]
+    return lax.while_loop(going, body, (jnp.int32(1), bare(state), token, done, out))[-1]

@@ -33,6 +33,8 @@ class Layout(NamedTuple):
     arrange: Callable[[Grid], Grid] = lambda grid: grid  # scales as the kernels read them
     restore: Callable[[Grid], Grid] = lambda grid: grid  # and back
     ragged: tuple[Implementation, ...] = ()  # for rows sorted by entry of a batch of matrices
+    # (codes, grid, ids [m]) -> canonical codes [batch..., K, m] of those columns; None: all are unpacked for a lookup
+    columns: Callable[[jax.Array, Grid, jax.Array], jax.Array] | None = None
 
 
 def choose(

@@ -89,6 +89,7 @@ LAYOUT = Layout(
     unpack=lambda words, grid: kernel.unpack(words, coding(grid.meta).center, grid.meta.element.code_dtype),
     core=core,
     implementations=(Implementation("compiled", refuse_compiled, lambda *_: True, run_compiled),),
+    columns=lambda words, grid, ids: kernel.columns(words, ids, coding(grid.meta).center, grid.meta.element.code_dtype),
 )
 ELSEWHERE = Implementation("compiled", refuse_nibbles, lambda *_: False, run_compiled)
 """What a leaf in another layout of this target answers when asked for the kernel: why not."""

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
 from qjax.operators import block_scaled_codes, grouped, narrow_codes, nibble_words, wgmma_words
 from qjax.operators.implementations import Implementation, Layout, choose
 from qjax.operators.operator import Operator, product, ragged_product
-from qjax.qarray import Grid, QArray
+from qjax.qarray import Grid, QArray, take_grid
 from qjax.quantization import dequantize
 
 
@@ -58,7 +59,13 @@ class Packed(Operator):
         return dequantize(unpack(self)), None
 
     def rows(self, ids: jax.Array) -> jax.Array:
-        return dispatch.rows(unpack(self), ids)
+        columns = LAYOUTS[self.layout].columns
+        if columns is None:
+            return dispatch.rows(unpack(self), ids)
+        flat = ids.reshape(-1)
+        grid = take_grid(self.grid, flat, axis=-1)
+        few = QArray(columns(self.codes, self.grid, flat), grid.scales, grid.offset, grid.table, grid.meta)
+        return jnp.swapaxes(dequantize(few), -1, -2).reshape(*self.batch_shape, *ids.shape, self.shape[-2])
 
     def transpose(self) -> QArray:
         return dispatch.transpose(unpack(self))

@@ -60,10 +60,10 @@ def test_every_code_survives_in_every_place(center, dtype):
 
 
 @needs_kernel
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "vnni"])
 @pytest.mark.parametrize(
     ("coding", "K", "group", "N", "tokens"),
-    [  # rows of x go 48 at a time, in blocks of 6 or 12 and fewer: every height of a block
+    [  # rows of x go 48 at a time, in blocks of 6 or 16 and fewer
         (PLAIN, 128, 64, 96, 49),
         (ZERO, 264, 88, 32, 50),
         (MINIMUM, 392, 8, 32, 51),
@@ -78,7 +78,20 @@ def test_exact_where_sums_are(isa, coding, K, group, N, tokens):
     scale = 2.0 ** draw.integers(2, -3, 3, K // group, N, dtype=np.float32)
     offset = None if coding.offset is None else draw.integers(3, 0, 16, K // group, N, dtype=np.float32)
     W = weights(codes, scale, offset, coding)
-    for count in (1, tokens):
+    for count in (1, 3, tokens):
+        assert (run(x[:count], codes, scale, offset, coding, isa) == x[:count] @ W).all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "vnni"])
+@pytest.mark.parametrize("coding", [PLAIN, ZERO, MINIMUM])
+def test_every_height_of_a_block(isa, coding):
+    x = draw.integers(1, -4, 5, 16, 32, dtype=np.float32)
+    codes = draw.integers(0, 0, 16, 32, 32, dtype=np.int32) - coding.center
+    scale = 2.0 ** draw.integers(2, -3, 3, 2, 32, dtype=np.float32)
+    offset = None if coding.offset is None else draw.integers(3, 0, 16, 2, 32, dtype=np.float32)
+    W = weights(codes, scale, offset, coding)
+    for count in range(1, 17):
         assert (run(x[:count], codes, scale, offset, coding, isa) == x[:count] @ W).all()
 
 
@@ -140,6 +153,24 @@ def test_no_rows_and_shapes_that_do_not_fit():
         nibble_words.matmul(x, words, jnp.ones((1, 2, 32)), None, PLAIN, "neon9").block_until_ready()
 
 
+@needs_kernel
+@pytest.mark.parametrize("coding", [PLAIN, ZERO, MINIMUM])
+@pytest.mark.parametrize("size", [1e-35, 1e-6, 1e30])
+def test_digits_keep_what_floats_would(coding, size):
+    """Numbers beside one 2^20 times as large, whatever the order of magnitude."""
+    K, group, N = 128, 64, 32
+    x = np.array(draw.normal(0, 1, K)) * np.float32(size)
+    x[0, 5] = 2.0**20 * size
+    codes = np.array(draw.integers(1, 0, 16, K, N, dtype=np.int32)) - coding.center
+    codes[5, ::2] = 0  # where the large one counts nothing
+    scale = np.abs(np.array(draw.normal(2, K // group, N)))
+    offset = None if coding.offset is None else np.zeros((K // group, N), np.float32)
+    W = weights(codes, scale, offset, coding)
+    error = np.abs(run(x, codes, scale, offset, coding) - x @ W)
+    lost = 2.0**-10 * size  # half of 2^-30 of the power of two above the largest
+    assert (error <= 5e-7 * (np.abs(x.astype(np.float64)) @ np.abs(W)) + lost * np.abs(W).sum(0)).all()
+
+
 def test_building(tmp_path, monkeypatch):
     """Built once and kept; a compiler's complaint and the lack of one are told."""
     source = tmp_path / "tiny.cc"
@@ -159,7 +190,12 @@ def test_building(tmp_path, monkeypatch):
     library = building.build(source)
     made = library.stat().st_mtime_ns
     assert building.build(source) == library and library.stat().st_mtime_ns == made
+    (tmp_path / "more.h").write_text("int five();")
+    source.write_text('#include "more.h"')
+    own = building.build(source)
+    (tmp_path / "more.h").write_text("int six();")
+    assert building.build(source) != own  # what it includes is part of it
     source.write_text("not C++")
     with pytest.raises(RuntimeError, match="failed"):
         building.build(source)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [library.name]
+    assert library in list((tmp_path / "cache").iterdir()) and len(list((tmp_path / "cache").iterdir())) == 3

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +37,22 @@ def expected():
 
 def test_greedy_is_repeated_forward(expected):
     np.testing.assert_array_equal(generate(MODEL, PARAMS, PROMPTS, 5), expected)
+
+
+def test_one_prompt_alone_generates_the_same(expected):
+    padded = jnp.concatenate([jnp.zeros((1, 3), jnp.int32), PROMPTS[:1]], axis=1)
+    np.testing.assert_array_equal(generate(MODEL, PARAMS, PROMPTS[:1], 5), expected[:1])
+    np.testing.assert_array_equal(generate(MODEL, PARAMS, padded, 5, lengths=jnp.array([4])), expected[:1])
+
+
+def test_one_prompt_alone_copies_no_cache_in_the_loop():
+    arch = dataclasses.replace(ARCH, heads=4, kv_heads=2)
+    model, steps, inputs = Decoder(arch), 9, (PROMPTS[:1].astype(jnp.int32), jnp.array([4], jnp.int32))
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    program = _generate.lower(model, True, None, steps, None, params, *inputs, jax.random.key(0), jnp.float32(1))
+    held = f"{arch.kv_heads},{PROMPTS.shape[1] + steps},{arch.head_dim}]"
+    copies = re.findall(rf"f32\[(?:1,)?{re.escape(held)}\S* copy\(", program.compile().as_text())
+    assert len(copies) <= 2 * arch.layers  # one each in front of the loop
 
 
 def test_scan_generates_the_same(expected):

@@ -87,6 +87,8 @@ def test_words_are_exact_and_the_compiled_kernel_agrees_with_dequantizing(fmt, s
     q = quantize(weight(*shape), fmt, batch_axes=len(shape) - 2)
     p = pack(q, WORDS)
     assert same(unpack(p), q) and p.shape == q.shape and p.dtype == q.dtype
+    ids = jnp.array([[31, 0], [17, 17]])
+    assert bool((dispatch.rows(p, ids) == dispatch.rows(q, ids)).all())
     x = weight(*shape[:-2], 3, 2, shape[-2], seed=1)
     y = jax.jit(lambda x, p: dispatch.matmul(x, p, implementation="compiled"))(x, p)
     np.testing.assert_allclose(y, dispatch.product(x, dequantize(q)), rtol=2e-5, atol=2e-5)

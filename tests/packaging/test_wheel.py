@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("hatchling")  # an environment of one oracle builds nothing
 
 ROOT = pathlib.Path(__file__).parents[2]
-SOURCES = (".py", ".cc", ".tsv")
+SOURCES = (".py", ".cc", ".h", ".tsv")
 
 
 def run(*command: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
