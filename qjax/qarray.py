@@ -135,6 +135,12 @@ def take(q: QArray, ids: Array, axis: int) -> QArray:
 
     Blocks longer than one along that axis are split: the result has block 1 there. Padding on it is dropped.
     """
+    grid = take_grid(q.grid, ids, axis)
+    return QArray(jnp.take(q.codes, ids, axis=axis), grid.scales, grid.offset, grid.table, grid.meta)
+
+
+def take_grid(q: Grid, ids: Array, axis: int) -> Grid:
+    """The grid of `take`: of the entries `ids` [m] of core axis `axis` (negative)."""
     core = len(q.meta.block)
     if not -core <= axis < 0:
         raise ValueError(f"axis must be a negative core axis, one of {tuple(range(-core, 0))}, got {axis}")
@@ -155,4 +161,4 @@ def take(q: QArray, ids: Array, axis: int) -> QArray:
     if table is not None and table.shape[axis - 1] > 1:
         table = jnp.take(table, at, axis=axis - 1)
     meta = replace(q.meta, block=tuple(new[0]), padding=tuple(new[1]))
-    return QArray(jnp.take(q.codes, ids, axis=axis), tuple(map(child, q.scales)), offset, table, meta)
+    return Grid(tuple(map(child, q.scales)), offset, table, meta)

@@ -14,7 +14,7 @@ from qjax import dispatch
 from qjax.operators import block_scaled_codes, grouped, narrow_codes, nibble_words, wgmma_words
 from qjax.operators.implementations import Implementation, Layout, choose
 from qjax.operators.operator import Operator, product, ragged_product
-from qjax.qarray import Grid, QArray
+from qjax.qarray import Grid, QArray, take_grid
 from qjax.quantization import dequantize
 
 
@@ -58,7 +58,7 @@ class Packed(Operator):
         return dequantize(unpack(self)), None
 
     def rows(self, ids: jax.Array) -> jax.Array:
-        return dispatch.rows(unpack(self), ids)
+        return dispatch.taken_rows(take(self, ids.reshape(-1)), ids, self.shape[-1])
 
     def transpose(self) -> QArray:
         return dispatch.transpose(unpack(self))
@@ -83,6 +83,14 @@ def pack(q: QArray, layout: str) -> Packed:
 def unpack(packed: Packed) -> QArray:
     """The QArray it was made from, bit for bit."""
     codes, grid = _unpack(packed.codes, packed.grid, packed.layout)
+    return QArray(codes, grid.scales, grid.offset, grid.table, grid.meta)
+
+
+def take(packed: Packed, ids: jax.Array) -> QArray:
+    """The outputs ids [m] of [batch..., K, N], without unpacking the others' codes."""
+    layout = LAYOUTS[packed.layout]
+    codes = layout.unpack(layout.columns(packed.codes, ids), packed.grid)[..., : ids.size]
+    grid = take_grid(layout.restore(packed.grid), ids, -1)
     return QArray(codes, grid.scales, grid.offset, grid.table, grid.meta)
 
 
