@@ -120,14 +120,24 @@ def dense(op: Any) -> jax.Array:
 
 
 def rows(op: Any, ids: jax.Array) -> jax.Array:
-    """The output units named by ids, W.T[ids]: [batch..., *ids.shape, K]; what an embedding gather needs."""
+    """The output units named by ids, W.T[ids]: [batch..., *ids.shape, K]; what an embedding gather needs.
+
+    Negative ids count from the end; rows of ids outside W are NaN, as in `jnp.take`. Of a quantized leaf only the
+    codes and scales of those rows are read.
+    """
     if isinstance(op, Operator):
         return op.rows(ids)
     if isinstance(op, QArray):
-        taken = dequantize(qarray.take(op, ids.reshape(-1), axis=-1))
-        return jnp.swapaxes(taken, -1, -2).reshape(*op.shape[:-2], *ids.shape, op.shape[-2])
+        return taken_rows(qarray.take(op, ids.reshape(-1), axis=-1), ids, op.shape[-1])
     taken = jnp.moveaxis(jnp.take(op, ids.reshape(-1), axis=-1), -1, -2)
     return taken.reshape(*op.shape[:-2], *ids.shape, op.shape[-2])
+
+
+def taken_rows(q: QArray, ids: jax.Array, N: int) -> jax.Array:
+    """The outputs q [batch..., K, ids.size] that were taken of N, as rows [batch..., *ids.shape, K]."""
+    found = jnp.swapaxes(dequantize(q), -1, -2)  # codes know no NaN, and a scale may be shared by all
+    there = jnp.broadcast_to(((ids >= -N) & (ids < N)).reshape(-1, 1), found.shape)
+    return jnp.where(there, found, jnp.asarray(jnp.nan, found.dtype)).reshape(*q.shape[:-2], *ids.shape, q.shape[-2])
 
 
 def transpose(op: Any) -> Any:

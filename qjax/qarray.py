@@ -139,12 +139,12 @@ def take(q: QArray, ids: Array, axis: int) -> QArray:
     return QArray(jnp.take(q.codes, ids, axis=axis), grid.scales, grid.offset, grid.table, grid.meta)
 
 
-def take_grid(grid: Grid, ids: Array, axis: int) -> Grid:
-    """`take` of everything but the codes."""
-    core = len(grid.meta.block)
+def take_grid(q: Grid, ids: Array, axis: int) -> Grid:
+    """The grid of `take`: of the entries `ids` [m] of core axis `axis` (negative)."""
+    core = len(q.meta.block)
     if not -core <= axis < 0:
         raise ValueError(f"axis must be a negative core axis, one of {tuple(range(-core, 0))}, got {axis}")
-    block = grid.meta.block[axis]
+    block = q.meta.block[axis]
 
     at = ids if block == 1 else ids // block  # the block of each entry
 
@@ -153,12 +153,12 @@ def take_grid(grid: Grid, ids: Array, axis: int) -> Grid:
             return c
         return take(c, at, axis) if isinstance(c, QArray) else jnp.take(c, at, axis=axis)
 
-    new = list(grid.meta.block), list(grid.meta.padding)
+    new = list(q.meta.block), list(q.meta.padding)
     new[0][axis] = block if block in (1, FULL) else 1
     new[1][axis] = 0
-    offset = None if grid.offset is None else child(grid.offset)
-    table = grid.table
+    offset = None if q.offset is None else child(q.offset)
+    table = q.table
     if table is not None and table.shape[axis - 1] > 1:
         table = jnp.take(table, at, axis=axis - 1)
-    meta = replace(grid.meta, block=tuple(new[0]), padding=tuple(new[1]))
-    return Grid(tuple(map(child, grid.scales)), offset, table, meta)
+    meta = replace(q.meta, block=tuple(new[0]), padding=tuple(new[1]))
+    return Grid(tuple(map(child, q.scales)), offset, table, meta)

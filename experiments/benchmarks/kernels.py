@@ -5,6 +5,7 @@ python -m experiments.benchmarks.kernels [--tune] [--sizes 4096x4096] [--tokens 
 python -m experiments.benchmarks.kernels --aot [--chips v5e v6e H100 B200] [--sizes 4096x4096] [--tokens 16]
 python -m experiments.benchmarks.kernels --aot --attention [int8 int4] [--chips v5e v6e]
 python -m experiments.benchmarks.kernels --aot --experts [--chips v5e v6e]
+python -m experiments.benchmarks.kernels --aot --rows [--chips v5e v6e]
 
 With --aot the kernels for TPUs and GPUs are compiled for chips that are not here (needs qjax[kernels]; seconds each).
 
@@ -28,7 +29,14 @@ from typing import Any
 import jax
 
 import qjax
-from experiments.benchmarks import kernels_aot, kernels_attention, kernels_experts, kernels_gpu, kernels_sass
+from experiments.benchmarks import (
+    kernels_aot,
+    kernels_attention,
+    kernels_experts,
+    kernels_gpu,
+    kernels_rows,
+    kernels_sass,
+)
 from experiments.benchmarks.timing import seconds
 from qjax import dispatch
 from qjax.kernels.aot import gpu, tpu
@@ -114,16 +122,19 @@ def main() -> None:
         "--attention", nargs="*", choices=kernels_attention.CODES, help="of TPUs over a cache, instead of products"
     )
     parser.add_argument("--experts", action="store_true", help="of TPUs for rows sorted by expert, instead of products")
+    parser.add_argument("--rows", action="store_true", help="of TPUs for rows of an embedding, instead of products")
     parser.add_argument("--tune", action="store_true", help="on a GPU: every tiling of the kernel")
     parser.add_argument("--json", action="store_true", help="a record a line")
     arguments = parser.parse_args()
-    if arguments.attention is not None or arguments.experts:
+    if arguments.attention is not None or arguments.experts or arguments.rows:
         why = tpu.missing() if arguments.aot else "they are for TPUs: say --aot"
         if why is not None:
-            parser.error(f"--attention, --experts: {why}")
+            parser.error(f"--attention, --experts, --rows: {why}")
         tpus = [c for c in arguments.chips if c in CHIPS]
         if arguments.experts:
             kernels_experts.print_table(tpus, arguments.json)
+        elif arguments.rows:
+            kernels_rows.print_table(tpus, arguments.json)
         else:
             kernels_attention.print_table(tpus, arguments.attention or list(kernels_attention.CODES), arguments.json)
         return

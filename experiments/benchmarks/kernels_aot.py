@@ -20,6 +20,7 @@ from qjax.kernels.aot import tpu
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
 from qjax.kernels.tpu import codings, dynamic_products, group_scaled, integer_products
 from qjax.kernels.tpu.tiles import Blocks
+from qjax.operators import Hadamard
 
 WEIGHTS = {  # weights alone are narrow: their coding, the length of a group and the type of its scale
     "w2a16": (codings.INT2, 128, jnp.float32),
@@ -31,6 +32,8 @@ WEIGHTS = {  # weights alone are narrow: their coding, the length of a group and
     "t4a16": (codings.TABLE4, 64, jnp.float32),  # NF4
 }
 INTEGERS = {"w8a8": jnp.int8, "w4a4": jnp.int4, "dynamic w8a8": jnp.int8}
+ROTATED = ("hadamard w8a8", "XLA hadamard w8a8")  # all channels together; fused, and by XLA in front of the kernel
+INTEGERS |= dict.fromkeys(ROTATED, jnp.int8)
 KERNELS = ("bf16 XLA", *(f"{name} {scaled}" for name in WEIGHTS for scaled in ("sums", "codes")), *INTEGERS)
 SIZES = ("4096x4096", "8192x28672", "576x1536")
 ROWS = (16, 512, 2048)
@@ -43,9 +46,12 @@ def build(
     x = ((M, K), jnp.bfloat16)
     if kernel == "bf16 XLA":
         return functools.partial(jnp.dot, preferred_element_type=jnp.float32), [x, ((K, N), jnp.bfloat16)]
-    if kernel == "dynamic w8a8":
+    if kernel in ("dynamic w8a8", *ROTATED):
         tiling = dynamic_products.blocks(M, K, N, chip) if tiling is None else tiling
-        return functools.partial(dynamic_products.matmul, tiling=tiling), [x, ((K, N), jnp.int8), ((N,), jnp.float32)]
+        f = functools.partial(dynamic_products.matmul, tiling=tiling)
+        if kernel in ROTATED:
+            f = functools.partial(rotated, f, fused=kernel == ROTATED[0])
+        return f, [x, ((K, N), jnp.int8), ((N,), jnp.float32)]
     if kernel in INTEGERS:
         codes = INTEGERS[kernel]
         scales = [((M,), jnp.float32), ((N,), jnp.float32)]
@@ -61,6 +67,15 @@ def build(
         lambda x, codes, scale: group_scaled.matmul(x, codes, scale, coding, tiling, scaled, False, table),
         [x, ((K // coding.packed, N), coding.dtype), ((K // group, N), scale)],
     )
+
+
+def rotated(
+    product: Callable[..., jax.Array], x: jax.Array, codes: jax.Array, scale: jax.Array, fused: bool
+) -> jax.Array:
+    """The product of x behind a Hadamard rotation of all its channels, in the kernel or by XLA in front of it."""
+    if fused:
+        return product(x, codes, scale, size=x.shape[1])
+    return product(Hadamard(None, x.shape[1], sylvester=True).apply(x), codes, scale)
 
 
 def floor(kernel: str, chip: str, M: int, K: int, N: int) -> Roofline:

@@ -35,6 +35,7 @@ def print_line(
         "speed_of_bf16_floor": None if cycles is None else round(base.cycles / cycles, 2),
         "bundles": found.bundles,
         "spills": found.spills,
+        "accessed": found.accessed,
         "problem": found.problem,
     }
     if as_json:
@@ -42,7 +43,11 @@ def print_line(
     elif found.problem is not None:
         print(f"  {chip:3s} {name} not compiled: {found.problem}", flush=True)
     elif cycles is None:
-        print(f"  {chip:3s} {name} no estimate; roofline {record['roofline']}, {found.bundles} bundles", flush=True)
+        print(
+            f"  {chip:3s} {name} no estimate; roofline {record['roofline']}, {found.bundles} bundles,"
+            f" {found.accessed / 2**20:.1f} MiB moved",
+            flush=True,
+        )
     else:
         print(
             f"  {chip:3s} {name} {cycles:9d} cycles (estimate {found.cycles})  {record['share']:5.3f} of the roofline"

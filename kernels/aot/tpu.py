@@ -40,6 +40,7 @@ class Estimate(NamedTuple):
     bundles: int = 0  # of the final schedules, a loop's body counted once
     spills: int = 0  # stores of registers
     problem: str | None = None  # why it did not compile
+    accessed: int = 0  # bytes that XLA counts its operations to read and write; a kernel's are not known to it
 
 
 def missing() -> str | None:
@@ -83,13 +84,14 @@ def _compile(chip: Chip, f: Callable[..., Any], shapes: Sequence[Any], folder: p
     topology = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
     where = SingleDeviceSharding(topology.devices[0])
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in shapes]
-    jax.jit(f).lower(*arguments).compile()
+    compiled = jax.jit(f).lower(*arguments).compile()
     cycles = [
         int(n) for path in folder.glob("*.textproto") for n in re.findall(r"estimated_cycles: (\d+)", path.read_text())
     ]
     uses = [_utilization(path) for path in folder.glob("*final_hlo-static-per-bundle-utilization.txt")]
     bundles, spills = (sum(part) for part in zip(*uses, strict=True)) if uses else (0, 0)
-    return Estimate(sum(cycles) if cycles else None, bundles, spills)
+    accessed = int((compiled.cost_analysis() or {}).get("bytes accessed", 0))
+    return Estimate(sum(cycles) if cycles else None, bundles, spills, accessed=accessed)
 
 
 def _utilization(path: pathlib.Path) -> tuple[int, int]:

@@ -46,13 +46,6 @@ def unpack(words: jax.Array, center: int, dtype: str) -> jax.Array:
     return codes.reshape(*batch, rows * ROWS, tiles * TILE)
 
 
-def columns(words: jax.Array, ids: jax.Array, center: int, dtype: str) -> jax.Array:
-    """Columns ids [m] of `unpack`'s result, [..., K, m]: only their words are read."""
-    own = jnp.moveaxis(words[..., ids // TILE, :, ids % TILE], 0, -1)  # [..., K / 8, m]
-    nibbles = jnp.stack([own >> jnp.uint32(4 * j) & jnp.uint32(15) for j in range(ROWS)], axis=-2)
-    return (nibbles.astype(jnp.int32) - center).astype(dtype).reshape(*own.shape[:-2], -1, ids.size)
-
-
 def problem() -> str | None:
     """Why the compiled kernel cannot run on this machine, or None. The first call builds it (some seconds)."""
     return _target()[1]

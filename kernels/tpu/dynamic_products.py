@@ -3,7 +3,8 @@
 A row's scale is its largest magnitude over 127, and its codes are x times the inverse, rounded half to even: symmetric
 quantization per token, as LLM.int8 and ZeroQuant do it. Fused in front of the product, x is read once in bfloat16 and
 its codes are never written: the block of x stays in vector memory, is rounded for the first columns and its codes
-serve the others.
+serve the others. A Hadamard rotation may come first, as in QuaRot (Ashkboos et al. 2024): a block is rotated where it
+is rounded (`hadamard`), in float32 between the two.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qjax.kernels.tpu import integer_products, tiles
+from qjax.kernels.tpu import hadamard, integer_products, tiles
 from qjax.kernels.tpu.integer_products import ROWS
 from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
@@ -29,9 +30,13 @@ ROOM = 4 << 20  # bytes of codes of x in vector memory
 LIMIT = 48 << 20  # bytes of vector memory asked for; every chip that multiplies int8 has 64 MiB or more
 
 
-def refuse(K: int, N: int, chip: str | None = None) -> str | None:
-    """Why the kernel cannot run x [M, K] and codes [K, N], on a chip (None: not known), or None."""
-    return integer_products.refuse(K, N, 8, chip)
+def refuse(K: int, N: int, chip: str | None = None, size: int | None = None) -> str | None:
+    """Why the kernel cannot run x [M, K] and codes [K, N], on a chip (None: not known), or None.
+
+    `size`: of the blocks of a rotation in front.
+    """
+    why = integer_products.refuse(K, N, 8, chip)
+    return why if why is not None or size is None else hadamard.refuse(K, size)
 
 
 def blocks(M: int, K: int, N: int, chip: str | None = None) -> Blocks:
@@ -43,15 +48,25 @@ def blocks(M: int, K: int, N: int, chip: str | None = None) -> Blocks:
 
 
 def matmul(
-    x: jax.Array, codes: jax.Array, scale: jax.Array, tiling: Blocks | None = None, interpret: Any = False
+    x: jax.Array,
+    codes: jax.Array,
+    scale: jax.Array,
+    tiling: Blocks | None = None,
+    interpret: Any = False,
+    signs: jax.Array | None = None,
+    size: int | None = None,
 ) -> jax.Array:
     """x [M, K] bfloat16 or float32, rounded to int8 by rows, @ codes [K, N] int8, times the scales -> [M, N] float32.
 
-    scale [N] float32. M is padded to whole blocks; `tiling` must have the depth K and divide N; `interpret` goes to
-    `pallas_call`. Codes and sums are those of `reference`. ValueError for what does not fit.
+    scale [N] float32. With a `size`, what is rounded is x times signs [K] (None: 1) and the Hadamard matrix of that
+    size, by blocks of channels. M is padded to whole blocks; `tiling` must have the depth K and divide N; `interpret`
+    goes to `pallas_call`. Codes and sums are those of `reference`, but for the order of a rotation's own sums.
+    ValueError for what does not fit.
     """
     (M, K), N = x.shape, codes.shape[1]
-    why = refuse(K, N)
+    why = refuse(K, N, size=size)
+    if signs is not None and (size is None or signs.shape != (K,)):
+        raise ValueError(f"signs {signs.shape} go with a size and {K} channels")
     if codes.shape[0] != K or scale.shape != (N,) or codes.dtype != jnp.int8 or why is not None:
         raise ValueError(f"x {x.shape}, codes {codes.shape} {codes.dtype} and scale {scale.shape} do not fit: {why}")
     if M == 0:
@@ -60,23 +75,29 @@ def matmul(
     if bk != K or N % bn:
         raise ValueError(f"blocks of depth {bk} and {bn} columns: {codes.shape} wants the whole depth and a divisor")
     rows = -(-M // bm) * bm
+    rotation = [] if size is None else hadamard.operands(signs, x.dtype)
     call = pl.pallas_call(
-        _kernel,
+        functools.partial(_kernel, size=size),
         out_shape=jax.ShapeDtypeStruct((rows, N), jnp.float32),
         grid=(rows // bm, N // bn),
         in_specs=[
             pl.BlockSpec((bm, K), lambda i, j: (i, 0)),
             pl.BlockSpec((K, bn), lambda i, j: (0, j)),
             pl.BlockSpec((1, bn), lambda i, j: (0, j)),
+            *(pl.BlockSpec(operand.shape, lambda i, j: (0, 0)) for operand in rotation),
         ],
         out_specs=pl.BlockSpec((bm, bn), lambda i, j: (i, j)),
-        scratch_shapes=[pltpu.VMEM((bm, K), jnp.int8), pltpu.VMEM((bm, 1), jnp.float32)],
+        scratch_shapes=[
+            pltpu.VMEM((bm, K), jnp.int8),
+            pltpu.VMEM((bm, 1), jnp.float32),
+            *([] if size is None else [pltpu.VMEM((ROWS[8], K), jnp.float32)]),
+        ],
         # Columns in order: the first of a row of blocks rounds x for the others.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=LIMIT),
-        name="dynamic_w8a8",
+        name="dynamic_w8a8" if size is None else "hadamard_w8a8",
         interpret=interpret,
     )
-    return call(jnp.pad(x, [(0, rows - M), (0, 0)]), codes, scale.astype(jnp.float32)[None, :])[:M]
+    return call(jnp.pad(x, [(0, rows - M), (0, 0)]), codes, scale.astype(jnp.float32)[None, :], *rotation)[:M]
 
 
 def scales(largest: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -100,21 +121,26 @@ def round_rows(x: jax.Array, inverse: jax.Array) -> jax.Array:
     return jnp.round(x.astype(jnp.float32) * inverse).astype(jnp.int8)
 
 
-def _kernel(x_ref: Any, w_ref: Any, scale_ref: Any, y_ref: Any, codes_ref: Any, x_scale_ref: Any) -> None:
+def _kernel(x_ref: Any, w_ref: Any, scale_ref: Any, *refs: Any, size: int | None) -> None:
     """One block of y; strips of rows and columns, so that what is rounded at a time stays in registers."""
+    *rotation, y_ref, codes_ref, x_scale_ref = refs if size is None else refs[:-1]
     rows, K = x_ref.shape
     width = tiles.divisor(K, STRIP, LANES) or K
     parts = [slice(start, start + width) for start in range(0, K, width)]
 
     def strip(i: Any, carry: None) -> None:
         here = pl.ds(pl.multiple_of(i * ROWS[8], ROWS[8]), ROWS[8])
-        peak = functools.reduce(jnp.maximum, [magnitudes(x_ref[here, part]) for part in parts])
+        source, at = x_ref, here
+        if size is not None:
+            source, at = refs[-1], slice(None)
+            hadamard.transform(x_ref, here, rotation, source, size)
+        peak = functools.reduce(jnp.maximum, [magnitudes(source[at, part]) for part in parts])
         scale, inverse = scales(
             jnp.max(lax.bitcast_convert_type(jnp.minimum(peak, INFINITE), jnp.float32), axis=1, keepdims=True)
         )
-        x_scale_ref[here, :] = scale
+        x_scale_ref[here, :] = scale if size is None else scale * hadamard.shrink(size)
         for part in parts:
-            codes_ref[here, part] = round_rows(x_ref[here, part], inverse)
+            codes_ref[here, part] = round_rows(source[at, part], inverse)
 
     @pl.when(pl.program_id(1) == 0)
     def _() -> None:
@@ -124,8 +150,12 @@ def _kernel(x_ref: Any, w_ref: Any, scale_ref: Any, y_ref: Any, codes_ref: Any, 
     y_ref[...] = sums.astype(jnp.float32) * x_scale_ref[...] * scale_ref[...]
 
 
-def reference(x: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
-    """What `matmul` computes, by XLA on any platform: float32 [M, N]."""
+def reference(
+    x: jax.Array, codes: jax.Array, scale: jax.Array, signs: jax.Array | None = None, size: int | None = None
+) -> jax.Array:
+    """What `matmul` computes, by XLA on any platform and for every size: float32 [M, N]."""
+    x = x if size is None else hadamard.reference(x, signs, size)
     peak = jnp.max(magnitudes(x), axis=1, keepdims=True, initial=0)
     x_scale, inverse = scales(lax.bitcast_convert_type(peak, jnp.float32))
+    x_scale = x_scale if size is None else x_scale * hadamard.shrink(size)
     return integer_products.reference(round_rows(x, inverse), codes, x_scale[:, 0], scale)

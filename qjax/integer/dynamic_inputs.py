@@ -16,17 +16,24 @@ from jax import Array
 
 from qjax.formats.integer import Int
 from qjax.integer.execution import operand
+from qjax.operators.maps.hadamard import Hadamard
 from qjax.operators.narrow_codes import refuse_platform
 from qjax.qarray import FULL, QArray
 
 
-def dynamic_matmul(x: Array, w: QArray, *, implementation: Literal["xla", "mosaic"] | None = None) -> Array:
+def dynamic_matmul(
+    x: Array, w: QArray, *, rotation: Hadamard | None = None, implementation: Literal["xla", "mosaic"] | None = None
+) -> Array:
     """x [..., K] floating, rounded to int8 with a scale a row, times w [K, N] of int8 codes: float32 [..., N].
 
     A row's scale is its largest magnitude over 127; the sums of codes are exact in int32 and meet the scales in
     float32. A row of zeros gives zeros; one with an infinity or a NaN gives NaN and leaves the others alone. Gradients
     are those of the product with x as it was before rounding, with respect to x and to the scales of w. "mosaic" is
     the kernel of `qjax.kernels.tpu.dynamic_products`, fused; with None it is taken where it can run.
+
+    `rotation` turns the rows in float32 before they are rounded (QuaRot's down projection, catalogue H2). The kernel
+    takes Sylvester's, forwards, in blocks of m * 128 * 2^k channels, m = 1, 12, 20 or 28. Its sums reach sqrt(size)
+    times the values: a row in which they pass float32 gives NaN.
 
     >>> from qjax.quantization import quantize
     >>> w = quantize(jnp.array([[3.0], [1.0]]), "int8_f32")
@@ -35,8 +42,8 @@ def dynamic_matmul(x: Array, w: QArray, *, implementation: Literal["xla", "mosai
 
     Raises:
         ValueError: an x that is not floating, a w that is not signed integers of at most 8 bits under a scale a column
-            (or one for all) without zero points, shapes that do not fit, sums that int32 may not hold, or a named
-            implementation that cannot run, and why.
+            (or one for all) without zero points, shapes or a rotation that do not fit, sums that int32 may not hold,
+            or a named implementation that cannot run, and why.
     """
     from qjax.kernels.tpu import dynamic_products, tiles  # Pallas takes a second to import
 
@@ -49,36 +56,66 @@ def dynamic_matmul(x: Array, w: QArray, *, implementation: Literal["xla", "mosai
         raise ValueError(f"dynamic_matmul: w has codes {element.name} and offset {w.meta.offset}; it takes signed int8")
     if w.meta.block[0] != FULL and w.meta.block[0] < K:
         raise ValueError(f"dynamic_matmul: w has groups of {w.meta.block[0]} inputs; it takes a scale a column")
+    if rotation is not None and (K % rotation.size or rotation.batch_shape):
+        raise ValueError(
+            f"dynamic_matmul: a rotation by blocks of {rotation.size} with batch axes {rotation.batch_shape} does not"
+            f" fit {K} channels; it takes blocks that divide them, and one rotation"
+        )
     if K * 2**14 >= 2**31:
         raise ValueError(f"dynamic_matmul: the sum of {K} products of int8 may overflow int32")
-    why = refuse_platform(jax.default_backend()) or dynamic_products.refuse(K, N, tiles.chip())
+    why = refuse_platform(jax.default_backend()) or _refuse_rotation(rotation, K)
+    why = why or dynamic_products.refuse(K, N, tiles.chip(), None if rotation is None else rotation.size)
     if implementation == "mosaic" and why is not None:
         raise ValueError(f"dynamic_matmul: the kernel 'mosaic' cannot run: {why}")
     side = operand(w, "w", K, True)
-    product = dynamic_products.reference if why is not None or implementation == "xla" else dynamic_products.matmul
+    fused = why is None and implementation != "xla"
+
+    def product(x: Array, codes: Array, scale: Array, rotation: Hadamard | None) -> Array:
+        if not fused:
+            return dynamic_products.reference(_turned(x, rotation), codes, scale)
+        if rotation is None:
+            return dynamic_products.matmul(x, codes, scale)
+        return dynamic_products.matmul(x, codes, scale, signs=rotation.signs, size=rotation.size)
+
     rows = x.reshape(math.prod(x.shape[:-1]), K)
     rows = rows if rows.dtype == jnp.bfloat16 else rows.astype(jnp.float32)
-    return _straight(product, rows, side.codes[0].T, side.scale[0].astype(jnp.float32)).reshape(*x.shape[:-1], N)
+    y = _straight(product, rows, side.codes[0].T, side.scale[0].astype(jnp.float32), rotation)
+    return y.reshape(*x.shape[:-1], N)
 
 
-def _straight(product: Any, x: Array, codes: Array, scale: Array) -> Array:
+def _turned(x: Array, rotation: Hadamard | None) -> Array:
+    return x if rotation is None else rotation.apply(x.astype(jnp.float32))
+
+
+def _refuse_rotation(rotation: Hadamard | None, K: int) -> str | None:
+    """Why the kernel does not turn x so, whatever the size, or None."""
+    if rotation is None:
+        return None
+    if rotation.backwards:
+        return "the rotation is an inverse, which the kernel does not apply"
+    return None if rotation.sylvester else "the rotation's powers of two are not Sylvester's (`sylvester=True`)"
+
+
+def _straight(product: Any, x: Array, codes: Array, scale: Array, rotation: Hadamard | None) -> Array:
     """`product` with the gradients of the product that does not round x."""
 
     @jax.custom_vjp
-    def rounded(x: Array, codes: Array, scale: Array) -> Array:
-        return product(x, codes, scale)
+    def rounded(x: Array, codes: Array, scale: Array, rotation: Hadamard | None) -> Array:
+        return product(x, codes, scale, rotation)
 
-    def forward(x: Array, codes: Array, scale: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-        return product(x, codes, scale), (x, codes, scale)
+    def forward(*operands: Any) -> tuple[Array, Any]:
+        return product(*operands), operands
 
-    def backward(kept: tuple[Array, Array, Array], dy: Array) -> tuple[Array, np.ndarray, Array]:
-        x, codes, scale = kept
+    def backward(kept: Any, dy: Array) -> Any:
+        x, codes, scale, rotation = kept
 
         def plain(x: Array, scale: Array) -> Array:
-            return jnp.dot(x.astype(jnp.float32), codes.astype(jnp.float32) * scale[None, :], precision="highest")
+            matrix = codes.astype(jnp.float32) * scale[None, :]
+            return jnp.dot(_turned(x, rotation).astype(jnp.float32), matrix, precision="highest")
 
         dx, d_scale = jax.vjp(plain, x, scale)[1](dy)
-        return dx, np.zeros(codes.shape, jax.dtypes.float0), d_scale
+        none = jax.tree.map(lambda integers: np.zeros(integers.shape, jax.dtypes.float0), (codes, rotation))
+        return dx, none[0], d_scale, none[1]
 
     rounded.defvjp(forward, backward)
-    return rounded(x, codes, scale)
+    return rounded(x, codes, scale, rotation)

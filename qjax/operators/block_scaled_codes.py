@@ -102,11 +102,20 @@ def _pack(q: QArray) -> Array:
 
 
 def _unpack(codes: Array, grid: Grid) -> Array:
-    codes = codes.reshape(*codes.shape[:-3], -1, codes.shape[-1])
+    *lead, tiles, rows, width = codes.shape
+    codes = codes.reshape(*lead, tiles * rows, width)
     if grid.meta.element == E2M1:
         pairs = jnp.stack([codes & jnp.uint8(15), codes >> jnp.uint8(4)], axis=-1)
-        codes = pairs.reshape(*codes.shape[:-1], -1)
+        codes = pairs.reshape(*lead, tiles * rows, 2 * width)
     return jnp.swapaxes(codes, -1, -2)
+
+
+def _columns(codes: Array, ids: Array) -> Array:
+    """Bytes [..., N / 128, 128, width] of the outputs ids [m], and of others up to a multiple of 128."""
+    *lead, _, _, width = codes.shape
+    ids = jnp.pad(ids, (0, -ids.size % ROWS))
+    taken = jnp.take(codes.reshape(*lead, -1, width), ids, axis=-2)
+    return taken.reshape(*lead, ids.size // ROWS, ROWS, width)
 
 
 def _tiled(grid: Grid) -> Grid:
@@ -149,6 +158,7 @@ LAYOUT = Layout(
     pack=_pack,
     unpack=_unpack,
     core=_core,
+    columns=_columns,
     implementations=(),
     arrange=_tiled,
     restore=_untiled,

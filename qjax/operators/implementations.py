@@ -32,9 +32,9 @@ class Layout(NamedTuple):
     implementations: tuple[Implementation, ...]
     arrange: Callable[[Grid], Grid] = lambda grid: grid  # scales as the kernels read them
     restore: Callable[[Grid], Grid] = lambda grid: grid  # and back
+    columns: Callable[[jax.Array, jax.Array], jax.Array] = lambda codes, ids: jnp.take(codes, ids, axis=-1)
+    # (packed codes, ids [m]) -> those of the named outputs, in the layout; outputs up to its next whole tile follow
     ragged: tuple[Implementation, ...] = ()  # for rows sorted by entry of a batch of matrices
-    # (codes, grid, ids [m]) -> canonical codes [batch..., K, m] of those columns; None: all are unpacked for a lookup
-    columns: Callable[[jax.Array, Grid, jax.Array], jax.Array] | None = None
 
 
 def choose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -221,6 +222,19 @@ def _unpack(codes: jax.Array, grid: Grid, layout: str) -> jax.Array:
     return codings.unpack(codes, kind.packed).astype(dtype) - jnp.asarray(kind.above, dtype)
 
 
+def columns(codes: jax.Array, ids: jax.Array, interpret: bool = False) -> jax.Array:
+    """Codes [..., parts, rows, N] of the outputs ids [m]: few of many by the kernel on a TPU."""
+    from qjax.kernels.tpu import column_gather
+
+    *lead, N = codes.shape
+    rows = math.prod(lead)
+    few = refuse_platform(jax.default_backend()) is None and column_gather.prefer(rows, N, ids.size)
+    if not (interpret or few) or column_gather.refuse(rows, N, codes.dtype) is not None:
+        return jnp.take(codes, ids, axis=-1)
+    ids = jnp.where(ids < 0, ids + N, ids)  # from the end
+    return column_gather.take(codes.reshape(rows, N), ids, interpret).reshape(*lead, ids.size)
+
+
 def _core(codes: jax.Array, grid: Grid, layout: str) -> tuple[int, int]:
     """Logical (K, N)."""
     return codes.shape[-3] * codes.shape[-2] * coding(layout).packed - grid.meta.padding[0], codes.shape[-1]
@@ -234,6 +248,7 @@ def _layout(name: str) -> Layout:
         pack=lambda q: _pack(q, name),
         unpack=lambda codes, grid: _unpack(codes, grid, name),
         core=lambda codes, grid: _core(codes, grid, name),
+        columns=columns,
         implementations=(Implementation("mosaic", refuse_kernel, lambda *_: True, run),),
         ragged=(Implementation("mosaic", refuse_experts, lambda *_: True, run_experts),),
     )

@@ -81,6 +81,13 @@ def core(words: jax.Array, grid: Grid) -> tuple[int, int]:
     return words.shape[-2] * kernel.ROWS - grid.meta.padding[0], words.shape[-3] * kernel.TILE
 
 
+def columns(words: jax.Array, ids: jax.Array) -> jax.Array:
+    """Words [..., N / 32, K / 8, 32] of the outputs ids [m], and of others up to a multiple of 32."""
+    ids = jnp.pad(ids, (0, -ids.size % kernel.TILE))
+    taken = words[..., ids // kernel.TILE, :, ids % kernel.TILE]  # [m, ..., K / 8]
+    return jnp.moveaxis(taken.reshape(ids.size // kernel.TILE, kernel.TILE, *taken.shape[1:]), (0, 1), (-3, -1))
+
+
 LAYOUT = Layout(
     target="cpu",
     refuse=refuse,
@@ -88,8 +95,8 @@ LAYOUT = Layout(
     pack=lambda q: kernel.pack(q.codes, coding(q.meta).center),
     unpack=lambda words, grid: kernel.unpack(words, coding(grid.meta).center, grid.meta.element.code_dtype),
     core=core,
+    columns=columns,
     implementations=(Implementation("compiled", refuse_compiled, lambda *_: True, run_compiled),),
-    columns=lambda words, grid, ids: kernel.columns(words, ids, coding(grid.meta).center, grid.meta.element.code_dtype),
 )
 ELSEWHERE = Implementation("compiled", refuse_nibbles, lambda *_: False, run_compiled)
 """What a leaf in another layout of this target answers when asked for the kernel: why not."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
@@ -59,13 +58,7 @@ class Packed(Operator):
         return dequantize(unpack(self)), None
 
     def rows(self, ids: jax.Array) -> jax.Array:
-        columns = LAYOUTS[self.layout].columns
-        if columns is None:
-            return dispatch.rows(unpack(self), ids)
-        flat = ids.reshape(-1)
-        grid = take_grid(self.grid, flat, axis=-1)
-        few = QArray(columns(self.codes, self.grid, flat), grid.scales, grid.offset, grid.table, grid.meta)
-        return jnp.swapaxes(dequantize(few), -1, -2).reshape(*self.batch_shape, *ids.shape, self.shape[-2])
+        return dispatch.taken_rows(take(self, ids.reshape(-1)), ids, self.shape[-1])
 
     def transpose(self) -> QArray:
         return dispatch.transpose(unpack(self))
@@ -90,6 +83,14 @@ def pack(q: QArray, layout: str) -> Packed:
 def unpack(packed: Packed) -> QArray:
     """The QArray it was made from, bit for bit."""
     codes, grid = _unpack(packed.codes, packed.grid, packed.layout)
+    return QArray(codes, grid.scales, grid.offset, grid.table, grid.meta)
+
+
+def take(packed: Packed, ids: jax.Array) -> QArray:
+    """The outputs ids [m] of [batch..., K, N], without unpacking the others' codes."""
+    layout = LAYOUTS[packed.layout]
+    codes = layout.unpack(layout.columns(packed.codes, ids), packed.grid)[..., : ids.size]
+    grid = take_grid(layout.restore(packed.grid), ids, -1)
     return QArray(codes, grid.scales, grid.offset, grid.table, grid.meta)
 
 

@@ -104,5 +104,6 @@ LAYOUT = Layout(
     pack=_pack,
     unpack=_unpack,
     core=core,
+    columns=lambda words, ids: jnp.take(words, ids, axis=-2),
     implementations=(Implementation("wgmma", refuse_kernel, lambda *_: True, run),),
 )

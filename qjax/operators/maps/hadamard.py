@@ -20,24 +20,28 @@ class Hadamard(Map):
 
     signs [batch..., K] int8 or None. Signs drawn from a key can be drawn again and count no bits (`learned=False`).
     Sizes: m * 2^k for every m = 1, 12, 20, 28, 36, 44, ... that Paley's two constructions reach (`hadamard_matrix`).
+    With `sylvester` the 2^k is Sylvester's matrix, the Walsh-Hadamard transform of QuaRot's kernels, which TPUs take in
+    front of a product (`qjax.integer.dynamic_matmul`); without, it is cut into factors that may be Paley's as well.
     """
 
     signs: jax.Array | None
     size: int = field(metadata={"static": True})
     backwards: bool = field(default=False, metadata={"static": True})
     learned: bool = field(default=False, metadata={"static": True})
+    sylvester: bool = field(default=False, metadata={"static": True})
 
     @classmethod
-    def random(cls, key: jax.Array, features: int, size: int | None = None) -> Hadamard:
+    def random(cls, key: jax.Array, features: int, size: int | None = None, sylvester: bool = False) -> Hadamard:
         """Random signs on `features` channels, mixed in blocks of `size` (default: all of them)."""
-        return cls(jax.random.rademacher(key, (features,), jnp.int8), features if size is None else size)
+        signs = jax.random.rademacher(key, (features,), jnp.int8)
+        return cls(signs, features if size is None else size, sylvester=sylvester)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
         return () if self.signs is None else self.signs.shape[:-1]
 
     def apply(self, x: jax.Array) -> jax.Array:
-        factors = hadamard_factors(self.size)
+        factors = hadamard_factors(self.size, sylvester=self.sylvester)
         if self.backwards:
             return self._flip(kronecker_product(x, [f.T for f in factors]))
         return kronecker_product(self._flip(x), factors)
@@ -59,8 +63,11 @@ class Hadamard(Map):
 
 
 @functools.cache
-def hadamard_factors(size: int, widest: int = 64) -> tuple[np.ndarray, ...]:
-    """Orthonormal factors whose Kronecker product is the Hadamard matrix of this size, each about `widest` at most."""
+def hadamard_factors(size: int, widest: int = 64, sylvester: bool = False) -> tuple[np.ndarray, ...]:
+    """Orthonormal factors whose Kronecker product is the Hadamard matrix of this size, each about `widest` at most.
+
+    The first is Paley's for a size that is no power of two; the others are Sylvester's if asked for.
+    """
     odd, powers = size, 1
     while odd % 2 == 0:
         odd, powers = odd // 2, powers * 2
@@ -74,7 +81,7 @@ def hadamard_factors(size: int, widest: int = 64) -> tuple[np.ndarray, ...]:
     while rest > 1:
         sizes.append(min(rest, widest))
         rest //= sizes[-1]
-    return tuple(hadamard_matrix(n) for n in sizes or [1])
+    return tuple(sylvester_matrix(n) if sylvester and n != base else hadamard_matrix(n) for n in sizes or [1])
 
 
 @functools.cache
@@ -86,6 +93,15 @@ def hadamard_matrix(size: int) -> np.ndarray:
         if h is None and n % 2:
             raise ValueError(f"no Hadamard matrix of size {size} is known here")
         n = n // 2 if h is None else n
+    while len(h) < size:
+        h = np.block([[h, h], [h, -h]])
+    return (h / np.sqrt(size)).astype(np.float32)
+
+
+@functools.cache
+def sylvester_matrix(size: int) -> np.ndarray:
+    """The orthonormal float32 matrix [size, size] of J. Sylvester (1867), [[1, 1], [1, -1]] doubled; a power of two."""
+    h = np.ones((1, 1))
     while len(h) < size:
         h = np.block([[h, h], [h, -h]])
     return (h / np.sqrt(size)).astype(np.float32)
