@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 from qjax.kernels.aot import child
 from qjax.kernels.aot.chips import Chip
@@ -83,13 +83,20 @@ def _compile(chip: Chip, f: Callable[..., Any], shapes: Sequence[Any], folder: p
     topology = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
     where = SingleDeviceSharding(topology.devices[0])
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in shapes]
-    jax.jit(f).lower(*arguments).compile()
+    with jax.sharding.use_abstract_mesh(_mesh(topology.devices[0])):
+        jax.jit(f).lower(*arguments).compile()
     cycles = [
         int(n) for path in folder.glob("*.textproto") for n in re.findall(r"estimated_cycles: (\d+)", path.read_text())
     ]
     uses = [_utilization(path) for path in folder.glob("*final_hlo-static-per-bundle-utilization.txt")]
     bundles, spills = (sum(part) for part in zip(*uses, strict=True)) if uses else (0, 0)
     return Estimate(sum(cycles) if cycles else None, bundles, spills)
+
+
+def _mesh(device: Any) -> AbstractMesh:
+    """One device of this kind: what a kernel that asks JAX for its chip while it is traced is told."""
+    kind = AbstractDevice(device_kind=device.device_kind, num_cores=device.num_cores, platform="tpu")
+    return AbstractMesh((), (), abstract_device=kind)
 
 
 def _utilization(path: pathlib.Path) -> tuple[int, int]:
