@@ -37,6 +37,23 @@ def xla_dequantized(element: Any, group: int, scale: Any) -> Peer:
     return Peer("XLA dequantize", build)
 
 
+def xla_groups(element: Any) -> Peer:
+    """The sums of every group of 128, from one product with a batch of groups, times its scales, added up."""
+
+    def build(chip: str, M: int, K: int, N: int) -> Built:
+        size = math.gcd(K, 128)
+
+        def product(x: jax.Array, codes: jax.Array, scales: jax.Array) -> jax.Array:
+            groups = codes.astype(jnp.bfloat16).reshape(-1, size, N)
+            sums = jnp.einsum("mgk,gkn->gmn", x.reshape(M, -1, size), groups, preferred_element_type=jnp.float32)
+            return jnp.sum(sums * scales[:, None], axis=0)
+
+        arguments = [((M, K), jnp.bfloat16), ((K, N), element), ((K // size, N), jnp.float32)]
+        return Built(product, arguments, 4 * M * N)
+
+    return Peer("XLA groups", build)
+
+
 def _looked_up(chip: str, M: int, K: int, N: int) -> Built:
     size = math.gcd(K, 64)
 
@@ -184,18 +201,24 @@ def _megablox(experts: int) -> Callable[..., Built]:
 
 
 PRODUCTS = {
-    "w2a16": (xla_dequantized(jnp.int2, 128, jnp.float32),),
+    "w2a16": (xla_dequantized(jnp.int2, 128, jnp.float32), xla_groups(jnp.int2)),
     "w4a16": (
         xla_dequantized(jnp.int4, 128, jnp.float32),
+        xla_groups(jnp.int4),
         tokamax(jnp.int4, 128),
         Peer("tpu-inference blockwise", _tpu_inference_groups, "tpu-inference"),
     ),
     "w8a16": (
         xla_dequantized(jnp.int8, 128, jnp.float32),
+        xla_groups(jnp.int8),
         tokamax(jnp.int8, 128),
         Peer("tpu-inference quantized_matmul, a scale an output", _tpu_inference(False), "tpu-inference"),
     ),
-    "fp8": (xla_dequantized(jnp.float8_e4m3fn, 128, jnp.float32), tokamax(jnp.float8_e4m3fn, 128)),
+    "fp8": (
+        xla_dequantized(jnp.float8_e4m3fn, 128, jnp.float32),
+        xla_groups(jnp.float8_e4m3fn),
+        tokamax(jnp.float8_e4m3fn, 128),
+    ),
     "mxfp4": (xla_dequantized(jnp.float4_e2m1fn, 32, jnp.float8_e8m0fnu), tokamax(jnp.float4_e2m1fn, 32)),
     "nvfp4": (xla_dequantized(jnp.float4_e2m1fn, 16, jnp.float8_e4m3fn), tokamax(jnp.float4_e2m1fn, 16)),
     "t4a16": (Peer("XLA lookup", _looked_up),),
