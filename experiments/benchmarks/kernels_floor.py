@@ -40,7 +40,8 @@ def beside(best: Best | None, cycles: int | None) -> dict[str, Any]:
 
 def said_beside(record: dict[str, Any]) -> str:
     """The same in words, empty where there is no peer."""
-    return "" if record["speed_of_peer"] is None else f"  {record['speed_of_peer']:5.2f} of {record['peer']}'s speed"
+    ratio = record["speed_of_peer"]
+    return "" if ratio is None else f"  {ratio:5.2f} of the speed of {record['peer']}"
 
 
 def print_line(

@@ -128,7 +128,9 @@ def _said(record: dict[str, Any]) -> str:
     if record["problem"] is not None:
         return f"none: {record['problem']}"
     if record["cycles"] is None:
-        why = record["unfollowed"] or "no estimate"
+        why = "no estimate"
+        if record["unfollowed"] is not None and record["estimated"] is not None:
+            why = f"no use of its estimate, {record['estimated']}: {record['unfollowed']}"
         return f"compiled, {why}; {record['bundles']} bundles, {record['spills']} spills"
     return (
         f"{record['cycles']} cycles (estimate {record['estimated']})  {record['share']:5.3f} of the roofline"

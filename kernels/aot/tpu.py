@@ -52,8 +52,8 @@ def missing() -> str | None:
 def estimate(chip: Chip, f: Callable[..., Any], *shapes: tuple[Sequence[int], Any]) -> Estimate:
     """Compile f for arguments of these (shape, dtype), each in a forked child, because libtpu aborts on some inputs.
 
-    The process must not have run anything under JAX before: a fork does not take its threads along. RuntimeError
-    where libtpu is missing.
+    A kernel that asks JAX for its chip while it is traced (`pltpu.get_tpu_info`) is told this one. The process must not
+    have run anything under JAX before: a fork does not take its threads along. RuntimeError where libtpu is missing.
     """
     why = missing()
     if why is not None:

@@ -70,7 +70,7 @@ def test_the_fastest_with_an_estimate_is_compared_with_and_never_below_its_bytes
 
 def test_speed_of_a_peer_is_its_cycles_over_ours():
     record = beside(Best("fast", 300), 200)
-    assert record == {"peer": "fast", "speed_of_peer": 1.5} and said_beside(record) == "   1.50 of fast's speed"
+    assert record == {"peer": "fast", "speed_of_peer": 1.5} and said_beside(record) == "   1.50 of the speed of fast"
     assert said_beside(beside(None, 200)) == said_beside(beside(Best("fast", 300), None)) == ""
 
 
