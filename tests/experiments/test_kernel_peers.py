@@ -12,6 +12,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from experiments.benchmarks import kernels_aot, kernels_attention, kernels_experts, kernels_peers
 from experiments.benchmarks.kernels_floor import Best, beside, said_beside
@@ -92,6 +93,26 @@ def test_xla_ways_are_the_products_they_name(kind):
             y = built.function(*arguments)
             one = {"t4a16": float(kernels_aot.NF4.values()[1])}.get(kind, 1.0)
             assert y.shape == (8, 16) and jnp.allclose(y, 256 * one, rtol=1e-2)
+
+
+SIZED = [(peer, (2, 8, 2, 256, 128)) for peer in ATTENTION["int8"]] + [
+    (peer, (32, 256, 256)) for peer in experts("w8a16", 8) if peer.package is None
+]
+
+
+@pytest.mark.parametrize(("peer", "sizes"), SIZED, ids=[peer.name for peer, _ in SIZED])
+def test_peers_for_attention_and_experts_are_lowered_for_a_tpu(peer, sizes):
+    """Under the promotion of their own packages: JAX's defaults."""
+    built = peer.build("v6e", *sizes)
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in built.arguments]
+    device = AbstractDevice(device_kind=CHIPS["v6e"].kind, num_cores=1, platform="tpu")
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)),
+    ):
+        lowered = jax.jit(built.function).trace(*arguments).lower(lowering_platforms=("tpu",))
+    assert ("tpu_custom_call" in lowered.as_text()) == peer.name.startswith("jax")
 
 
 @pytest.mark.skipif(tpu.missing() is not None, reason=str(tpu.missing()))
