@@ -6,8 +6,10 @@ python -m experiments.benchmarks.kernels --aot [--chips v5e v6e H100 B200] [--si
 python -m experiments.benchmarks.kernels --aot --attention [int8 int4] [--chips v5e v6e]
 python -m experiments.benchmarks.kernels --aot --experts [--chips v5e v6e]
 python -m experiments.benchmarks.kernels --aot --rows [--chips v5e v6e]
+python -m experiments.benchmarks.kernels --aot --peers [--attention | --experts] [--chips v5e v6e]
 
 With --aot the kernels for TPUs and GPUs are compiled for chips that are not here (needs qjax[kernels]; seconds each).
+With --peers public kernels for TPUs are compiled beside them (pip install tokamax qwix; --no-deps tpu-inference).
 
 Goal at 4096 x 4096, four-bit weights through the compiled kernel: one token at least 3.5 times as fast as float32 (on
 AVX2 of 128-bit units and a busy machine 2.1 to 3.7 was seen), sixteen at least 1.5 times. The scan over groups, which
@@ -91,7 +93,7 @@ def runnable(op: Any, tokens: int) -> list[str]:
 
 
 def compile_for(
-    chips: Sequence[str], sizes: Sequence[str], rows: Sequence[int], kernels: Sequence[str], as_json: bool
+    chips: Sequence[str], sizes: Sequence[str], rows: Sequence[int], kernels: Sequence[str], as_json: bool, peers: bool
 ) -> None:
     """The tables of TPUs and of GPUs, or why there is none; SystemExit where there is neither."""
     kinds = {"tpu": [c for c in chips if c in CHIPS], "gpu": [c for c in chips if c in kernels_sass.KERNELS]}
@@ -99,7 +101,7 @@ def compile_for(
     for kind, why in absent.items():
         print(f"nothing for {', '.join(kinds[kind])}: {why}", file=sys.stderr, flush=True)
     if kinds["tpu"] and "tpu" not in absent:
-        kernels_aot.print_table(kinds["tpu"], sizes, rows, kernels, as_json)
+        kernels_aot.print_table(kinds["tpu"], sizes, rows, kernels, as_json, peers)
     if kinds["gpu"] and "gpu" not in absent:
         kernels_sass.print_table(kinds["gpu"], sizes, rows, as_json)
     if all(kind in absent for kind in kinds if kinds[kind]):
@@ -123,24 +125,28 @@ def main() -> None:
     )
     parser.add_argument("--experts", action="store_true", help="of TPUs for rows sorted by expert, instead of products")
     parser.add_argument("--rows", action="store_true", help="of TPUs for rows of an embedding, instead of products")
+    parser.add_argument("--peers", action="store_true", help="with --aot: public kernels for TPUs beside ours")
     parser.add_argument("--tune", action="store_true", help="on a GPU: every tiling of the kernel")
     parser.add_argument("--json", action="store_true", help="a record a line")
     arguments = parser.parse_args()
+    if arguments.peers and (arguments.rows or not arguments.aot):
+        parser.error("--peers: they are compiled for TPUs that are not here: say --aot, without --rows")
     if arguments.attention is not None or arguments.experts or arguments.rows:
         why = tpu.missing() if arguments.aot else "they are for TPUs: say --aot"
         if why is not None:
             parser.error(f"--attention, --experts, --rows: {why}")
         tpus = [c for c in arguments.chips if c in CHIPS]
         if arguments.experts:
-            kernels_experts.print_table(tpus, arguments.json)
+            kernels_experts.print_table(tpus, arguments.json, arguments.peers)
         elif arguments.rows:
             kernels_rows.print_table(tpus, arguments.json)
         else:
-            kernels_attention.print_table(tpus, arguments.attention or list(kernels_attention.CODES), arguments.json)
+            codes = arguments.attention or list(kernels_attention.CODES)
+            kernels_attention.print_table(tpus, codes, arguments.json, arguments.peers)
         return
     if arguments.aot:
         sizes, rows = arguments.sizes or kernels_aot.SIZES, arguments.tokens or kernels_aot.ROWS
-        compile_for(arguments.chips, sizes, rows, arguments.kernels, arguments.json)
+        compile_for(arguments.chips, sizes, rows, arguments.kernels, arguments.json, arguments.peers)
         return
     if arguments.tune and jax.default_backend() != "gpu":
         parser.error(f"--tune: it is for a GPU, and JAX finds none: {jax.default_backend()}")

@@ -15,8 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.kernels_floor import beside, bits, compiled, said_beside
+from experiments.benchmarks.kernels_peers import print_peers
+from experiments.benchmarks.kernels_peers_table import PRODUCTS
 from qjax.formats.elements import NF4
-from qjax.kernels.aot import tpu
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
 from qjax.kernels.tpu import codings, dynamic_products, group_scaled, integer_products
 from qjax.kernels.tpu.tiles import Blocks
@@ -81,15 +83,23 @@ def rotated(
 def floor(kernel: str, chip: str, M: int, K: int, N: int) -> Roofline:
     """The least cycles of the product, its arguments read and its float32 result written once."""
     _, arguments = build(kernel, chip, M, K, N)
-    moved = sum(_bits(dtype) * math.prod(shape) for shape, dtype in arguments) / 8 + 4 * M * N
+    moved = sum(bits(dtype) * math.prod(shape) for shape, dtype in arguments) / 8 + 4 * M * N
     rate = getattr(CHIPS[chip], str(jnp.dtype(INTEGERS[kernel]))) if kernel in INTEGERS else None
     return roofline(CHIPS[chip], 2 * M * K * N, moved, rate)
 
 
 def print_table(
-    chips: Sequence[str], sizes: Sequence[str], rows: Sequence[int], kernels: Sequence[str], as_json: bool
+    chips: Sequence[str],
+    sizes: Sequence[str],
+    rows: Sequence[int],
+    kernels: Sequence[str],
+    as_json: bool,
+    peers: bool = False,
 ) -> None:
-    """One line a kernel: cycles, share of the roofline, speed against bfloat16, bundles and spills; or the reason."""
+    """One line a kernel: cycles, share of the roofline, speed against bfloat16, bundles and spills; or the reason.
+
+    With `peers`, public kernels of the same kind stand above it, and its speed against the fastest of them is said.
+    """
     if not as_json:
         versions = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
         print(f"{versions}; static estimates, nothing measured on a chip")
@@ -97,19 +107,21 @@ def print_table(
         for size in sizes:
             K, N = map(int, size.split("x"))
             for M in rows:
-                print_shape(chip, M, K, N, kernels, as_json)
+                print_shape(chip, M, K, N, kernels, as_json, peers)
 
 
-def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_json: bool) -> None:
-    """The kernels of one shape, bfloat16 first: it is what the others are compared with."""
+def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_json: bool, peers: bool = False) -> None:
+    """The kernels of one shape, each after what it is compared with: bfloat16 first, the peers of a kind before it."""
     if not as_json:
         print(f"{chip}: [{M}, {K}] @ [{K}, {N}]", flush=True)
-    base = None
+    base, best = None, {}
     for kernel in kernels:
         f, arguments = build(kernel, chip, M, K, N)
         least = floor(kernel, chip, M, K, N)
-        found = tpu.estimate(CHIPS[chip], f, *arguments)
-        cycles = None if found.cycles is None else max(found.cycles, round(least.memory))
+        kind = kernel if kernel in INTEGERS else kernel.split()[0]
+        if peers and kind in PRODUCTS and kind not in best:
+            best[kind] = print_peers(PRODUCTS[kind], kind, chip, (M, K, N), least, 2 * M * K * N, as_json)
+        found, cycles = compiled(chip, f, arguments, least.memory)
         base = cycles if kernel == "bf16 XLA" else base
         record = {
             "chip": chip,
@@ -121,6 +133,7 @@ def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_js
             "bound": "memory" if least.memory > least.compute else "compute",
             "share": None if cycles is None else round(least.cycles / cycles, 3),
             "speed_of_bf16": None if cycles is None or base is None else round(base / cycles, 2),
+            **beside(best.get(kind), cycles),
             "bundles": found.bundles,
             "spills": found.spills,
             "problem": found.problem,
@@ -135,10 +148,7 @@ def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_js
             speed = "" if base is None else f"  {base / cycles:5.2f} of bfloat16's speed"
             print(
                 f"  {kernel:12s} {cycles:9d} cycles (estimate {found.cycles})  {least.cycles / cycles:5.3f} of the"
-                f" {record['bound']} roofline{speed}  {found.bundles} bundles, {found.spills} spills",
+                f" {record['bound']} roofline{speed}{said_beside(record)}"
+                f"  {found.bundles} bundles, {found.spills} spills",
                 flush=True,
             )
-
-
-def _bits(dtype: Any) -> int:
-    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else jnp.dtype(dtype).itemsize * 8

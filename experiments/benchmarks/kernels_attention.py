@@ -14,6 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from experiments.benchmarks.kernels_floor import print_line
+from experiments.benchmarks.kernels_peers import print_peers
+from experiments.benchmarks.kernels_peers_attention import ATTENTION
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
 from qjax.kernels.tpu import decode_attention
 from qjax.kernels.tpu.decode_attention import Held
@@ -39,10 +41,18 @@ def floor(codes: str, chip: str) -> Roofline:
     return roofline(CHIPS[chip], 4 * slots * DIM * QUERY_HEADS / HEADS, moved)
 
 
-def print_table(chips: Sequence[str], kinds: Sequence[str], as_json: bool) -> None:
-    """One line for each kind of codes: cycles, share of the roofline, speed against bfloat16's floor; or the reason."""
+def print_table(chips: Sequence[str], kinds: Sequence[str], as_json: bool, peers: bool = False) -> None:
+    """One line for each kind of codes: cycles, share of the roofline, speed against bfloat16's floor; or the reason.
+
+    With `peers`, public kernels over the same codes stand above it.
+    """
+    sizes = (BATCH, QUERY_HEADS, HEADS, CAPACITY, DIM)
     if not as_json:
         print(f"attention: [{BATCH}, 1, {QUERY_HEADS}, {DIM}] over [{BATCH}, {HEADS}, {CAPACITY}, {DIM}]", flush=True)
     for chip in chips:
         for codes in kinds:
-            print_line(chip, f"attention {codes}", *build(codes), floor(codes, chip), floor("bf16", chip), as_json)
+            least, base, best = floor(codes, chip), floor("bf16", chip), None
+            if peers:
+                operations = 4 * BATCH * CAPACITY * DIM * QUERY_HEADS
+                best = print_peers(ATTENTION[codes], f"attention {codes}", chip, sizes, least, operations, as_json)
+            print_line(chip, f"attention {codes}", *build(codes), least, base, as_json, best)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from experiments.benchmarks.kernels_aot import WEIGHTS
 from experiments.benchmarks.kernels_floor import print_line
+from experiments.benchmarks.kernels_peers import print_peers
+from experiments.benchmarks.kernels_peers_table import experts
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
 from qjax.kernels.tpu import codings, expert_products
 
@@ -42,12 +44,19 @@ def floor(bits: float, chip: str) -> Roofline:
     return roofline(CHIPS[chip], 2 * M * K * N, EXPERTS * K * N * bits / 8 + 2 * M * K + 4 * M * N)
 
 
-def print_table(chips: Sequence[str], as_json: bool) -> None:
-    """One line a kernel and chip: cycles, share of the roofline, speed against bfloat16's floor; or the reason."""
+def print_table(chips: Sequence[str], as_json: bool, peers: bool = False) -> None:
+    """One line a kernel and chip: cycles, share of the roofline, speed against bfloat16's floor; or the reason.
+
+    With `peers`, public kernels for experts stand above it.
+    """
     if not as_json:
         print(f"{M} rows sorted by expert @ [{EXPERTS}, {K}, {N}]", flush=True)
     for chip in chips:
         for kernel in KERNELS:
             coding, group, scale = WEIGHTS[kernel]
             least = floor(coding.bits + 8 * jnp.dtype(scale).itemsize / group, chip)
-            print_line(chip, f"experts {kernel}", *build(kernel, chip), least, floor(16, chip), as_json)
+            best = None
+            if peers:
+                beside, sizes = experts(kernel, EXPERTS), (M, K, N)
+                best = print_peers(beside, f"experts {kernel}", chip, sizes, least, 2 * M * K * N, as_json)
+            print_line(chip, f"experts {kernel}", *build(kernel, chip), least, floor(16, chip), as_json, best)

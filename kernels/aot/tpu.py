@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 
 from qjax.kernels.aot import child
 from qjax.kernels.aot.chips import Chip
@@ -53,8 +53,8 @@ def missing() -> str | None:
 def estimate(chip: Chip, f: Callable[..., Any], *shapes: tuple[Sequence[int], Any]) -> Estimate:
     """Compile f for arguments of these (shape, dtype), each in a forked child, because libtpu aborts on some inputs.
 
-    The process must not have run anything under JAX before: a fork does not take its threads along. RuntimeError
-    where libtpu is missing.
+    A kernel that asks JAX for its chip while it is traced (`pltpu.get_tpu_info`) is told this one. The process must not
+    have run anything under JAX before: a fork does not take its threads along. RuntimeError where libtpu is missing.
     """
     why = missing()
     if why is not None:
@@ -84,7 +84,8 @@ def _compile(chip: Chip, f: Callable[..., Any], shapes: Sequence[Any], folder: p
     topology = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
     where = SingleDeviceSharding(topology.devices[0])
     arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape, dtype in shapes]
-    compiled = jax.jit(f).lower(*arguments).compile()
+    with jax.sharding.use_abstract_mesh(_mesh(topology.devices[0])):
+        compiled = jax.jit(f).lower(*arguments).compile()
     cycles = [
         int(n) for path in folder.glob("*.textproto") for n in re.findall(r"estimated_cycles: (\d+)", path.read_text())
     ]
@@ -92,6 +93,12 @@ def _compile(chip: Chip, f: Callable[..., Any], shapes: Sequence[Any], folder: p
     bundles, spills = (sum(part) for part in zip(*uses, strict=True)) if uses else (0, 0)
     accessed = int((compiled.cost_analysis() or {}).get("bytes accessed", 0))
     return Estimate(sum(cycles) if cycles else None, bundles, spills, accessed=accessed)
+
+
+def _mesh(device: Any) -> AbstractMesh:
+    """One device of this kind: what a kernel that asks JAX for its chip while it is traced is told."""
+    kind = AbstractDevice(device_kind=device.device_kind, num_cores=device.num_cores, platform="tpu")
+    return AbstractMesh((), (), abstract_device=kind)
 
 
 def _utilization(path: pathlib.Path) -> tuple[int, int]:
