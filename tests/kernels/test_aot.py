@@ -62,6 +62,12 @@ def test_attention_over_bytes_is_read_at_the_bandwidth():
     assert record["share"] > 0.9 and record["speed_of_bf16_floor"] > 1.8
 
 
+@pytest.mark.skipif(tpu.missing() is not None, reason=str(tpu.missing()))
+def test_a_rotation_in_front_hides_behind_the_weight():
+    (record,) = benchmark("--tokens 16 --chips v6e --kernels", "hadamard w8a8")
+    assert record["problem"] is None and record["share"] > 0.85
+
+
 @pytest.mark.skipif(gpu.missing() is None, reason="the packages are here")
 def test_without_the_packages_it_says_which():
     with pytest.raises(RuntimeError, match=r"no .*nvidia.*: install qjax\[kernels\]"):
