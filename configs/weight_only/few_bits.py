@@ -10,7 +10,7 @@ Paper: none; the parts are those of QuaRot (arXiv:2404.00456), GPTAQ (arXiv:2504
 Expected: the whole better than every single method, by more at two bits than at three, and each part worth having.
 Choices are made with `--config.evaluation.part=development`.
 
-Cost: not measured yet; an estimate from single rows is five hours and 6 GB on 2 cores.
+Cost: not measured as a whole; an estimate from single rows is eight hours and 8 GB on 2 cores.
 
     python -m experiments.run --config=configs/weight_only/few_bits.py
 """

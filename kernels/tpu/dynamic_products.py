@@ -19,15 +19,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from qjax.kernels.tpu import hadamard, integer_products, tiles
-from qjax.kernels.tpu.integer_products import ROWS
-from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
+from qjax.kernels.tpu.integer_products import LIMIT, ROWS
+from qjax.kernels.tpu.tiles import LANES, Blocks
 
 TOP = 127.0
 INFINITE = 0x7F800000  # the bits of infinity: libtpu has no estimate of a maximum of integers across lanes
 SMALLEST = 1e-30  # a row's largest magnitude below it counts as zero
 STRIP = 512  # columns of x rounded at a time
 ROOM = 4 << 20  # bytes of codes of x in vector memory
-LIMIT = 48 << 20  # bytes of vector memory asked for; every chip that multiplies int8 has 64 MiB or more
 
 
 def refuse(K: int, N: int, chip: str | None = None, size: int | None = None) -> str | None:
@@ -41,9 +40,9 @@ def refuse(K: int, N: int, chip: str | None = None, size: int | None = None) -> 
 
 def blocks(M: int, K: int, N: int, chip: str | None = None) -> Blocks:
     """The blocks taken where none are given: rows of the whole depth, as many as there is room for."""
-    most = tiles.largest("dynamic w8a8", M, chip) or Blocks(512, 1024 if M <= FEW else 512, K)
+    most = tiles.largest("dynamic w8a8", M, chip) or Blocks(512, 1024, K)
     rows = min(-(-M // ROWS[8]) * ROWS[8], most.rows, max(ROOM // K // ROWS[8], 1) * ROWS[8])
-    columns = tiles.divisor(N, min(most.columns, max((4 << 20) // K, LANES)), LANES)
+    columns = tiles.divisor(N, min(most.columns, max((8 << 20) // K, LANES)), LANES)
     return Blocks(rows, columns or LANES, K)
 
 

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from qjax.kernels.aot.chips import CHIPS
 from qjax.kernels.tpu import tiles
 from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
 ROWS = {4: 64, 8: 32}  # of int4 and int8 codes in one tile of registers
+LIMIT = 48 << 20  # bytes of vector memory asked for; every chip that multiplies int8 has 64 MiB or more
+ROOM = 44 << 20  # of them, for blocks
 
 
 def refuse(K: int, N: int, bits: int, chip: str | None = None) -> str | None:
@@ -34,11 +37,15 @@ def refuse(K: int, N: int, bits: int, chip: str | None = None) -> str | None:
 
 
 def blocks(M: int, K: int, N: int, bits: int, chip: str | None = None) -> Blocks:
-    """The blocks taken where none are given: the table's for the chip, or as deep as fits, that few sums are moved."""
+    """The blocks taken where none are given: the table's for the chip, but as deep as fits, that few sums are moved."""
     default = Blocks(512, 1024 if M <= FEW else 512, 4096)
     most = tiles.largest(f"w{bits}a{bits}", M, chip) or default
-    columns, depth = tiles.divisor(N, most.columns, LANES), tiles.divisor(K, most.depth, LANES)
-    return Blocks(min(-(-M // ROWS[bits]) * ROWS[bits], most.rows), columns or LANES, depth or LANES)
+    rows, columns = min(-(-M // ROWS[bits]) * ROWS[bits], most.rows), tiles.divisor(N, most.columns, LANES) or LANES
+    copies = 2 * (rows + columns) * K * bits // 8 + 2 * rows * columns * 4  # two of each block
+    # 7x makes bfloat16 of codes first, which takes room as well.
+    native = chip is not None and CHIPS[chip].int8 > CHIPS[chip].flops
+    whole = native and M > FEW and copies <= ROOM
+    return Blocks(rows, columns, K if whole else tiles.divisor(K, most.depth, LANES) or LANES)
 
 
 def matmul(
@@ -82,7 +89,9 @@ def matmul(
         ],
         out_specs=pl.BlockSpec((bm, bn), lambda i, j, k: (i, j)),
         scratch_shapes=[pltpu.VMEM((bm, bn), jnp.int32)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=LIMIT
+        ),
         name=f"w{bits}a{bits}",
         interpret=interpret,
     )

@@ -65,8 +65,11 @@ def test_blocks_divide_every_shape_and_fit():
             assert depth == K or depth % (8 * group) == 0
         if buffers > 2:
             assert depth == K and rows >= M and "sums" in kernel
-        bits = CODINGS[kernel.split()[0]].bits if "a16" in kernel else int(kernel[1])
-        assert buffers * columns * depth * bits / 8 <= 16 << 20
+        if "a16" in kernel:
+            assert buffers * columns * depth * CODINGS[kernel.split()[0]].bits / 8 <= 16 << 20
+        else:
+            held = 2 * (rows + columns) * depth * int(kernel[1]) / 8 + 2 * rows * columns * 4
+            assert held <= integer_products.ROOM and integer_products.ROOM < integer_products.LIMIT
 
 
 @pytest.mark.skipif(tpu.missing() is not None, reason=str(tpu.missing()))
