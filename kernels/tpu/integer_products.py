@@ -19,7 +19,8 @@ from qjax.kernels.tpu import tiles
 from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
 ROWS = {4: 64, 8: 32}  # of int4 and int8 codes in one tile of registers
-LIMIT = 48 << 20  # bytes of vector memory asked for; every chip that multiplies int8 has 64 MiB or more
+DEEP = 4096  # depth of the table's blocks, for which the compiler's own limit of vector memory is enough
+LIMIT = 48 << 20  # bytes of vector memory asked for beyond it; every chip that multiplies int8 has 64 MiB or more
 ROOM = 44 << 20  # of them, for blocks
 
 
@@ -90,7 +91,8 @@ def matmul(
         out_specs=pl.BlockSpec((bm, bn), lambda i, j, k: (i, j)),
         scratch_shapes=[pltpu.VMEM((bm, bn), jnp.int32)],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=LIMIT
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=LIMIT if bk > DEEP else None,  # on 7x a larger limit alone makes few rows slower
         ),
         name=f"w{bits}a{bits}",
         interpret=interpret,

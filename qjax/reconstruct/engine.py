@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+AHEAD = 8
+"""Steps that may be dispatched before the first of them has run."""
+
 Loss = Callable[[Hashable, Any, Any, Any, jax.Array], jax.Array]
 """(fn, variables, constants, item, progress) -> scalar; progress is the share of the steps taken, float32 in [0, 1]."""
 
@@ -71,6 +74,8 @@ def minimize(
     for i, item in enumerate(order):
         progress = jnp.float32(i / max(steps, 1))
         now, state = _update(loss, fn, optimizer, now, state, constants, items[item], progress)
+        if i % AHEAD == 0:
+            jax.block_until_ready(now)  # each step in the queue holds variables and a state of its own
     after = mean_loss(judge, fn, now, constants, items)
     better = after < before  # False for NaN too
     best = jax.tree.map(lambda a, b: jnp.where(better, a, b), now, variables)
