@@ -24,12 +24,12 @@ from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
 from qjax.kernels.aot import child
 from qjax.kernels.aot.chips import Chip
 
-QUIET = {  # none of these chooses the target; without them libtpu asks the network, takes a lock and logs
+QUIET = {  # none of these chooses the target; without them libtpu asks the network, takes a lock and logs gigabytes
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LOG_DIR": "disabled",
+    "TPU_MIN_LOG_LEVEL": "3",
 }
 
 
@@ -79,7 +79,8 @@ def _compile(chip: Chip, f: Callable[..., Any], shapes: Sequence[Any], folder: p
     ]
     if profile:
         flags.append(f"--xla_jf_dump_static_llo_profile_to={folder}")
-    os.environ.update(QUIET, LIBTPU_INIT_ARGS=" ".join(flags))  # read once, when libtpu is loaded
+    # Read once, when libtpu is loaded.
+    os.environ.update(QUIET, LIBTPU_INIT_ARGS=" ".join(flags), TPU_LOG_DIR=str(folder))
     jax.config.update("jax_platforms", "cpu")
     topology = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
     where = SingleDeviceSharding(topology.devices[0])

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -32,6 +33,7 @@ def test_without_libtpu_it_says_so():
 def benchmark(*options):
     """The records of the benchmark, from a process of its own: what compiles must not have run anything under JAX."""
     command = "-m experiments.benchmarks.kernels --aot --json --sizes 4096x4096 " + options[0]
+    logs = set(pathlib.Path(tempfile.gettempdir()).glob("tpu_driver*"))
     done = subprocess.run(
         [sys.executable, *command.split(), *options[1:]],
         cwd=ROOT,
@@ -41,6 +43,7 @@ def benchmark(*options):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    assert set(pathlib.Path(tempfile.gettempdir()).glob("tpu_driver*")) <= logs  # libtpu can write gigabytes of them
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
