@@ -41,7 +41,6 @@ def distill_scales(
     """
     if steps < 0:
         raise ValueError(f"distill_scales: {steps} steps; give no negative number")
-    loss = _Apart(distance)
 
     def edit(stage: Stage, key: jax.Array) -> Edit:
         quantized = {path: stage.params[path] for path in stage.targets}
@@ -53,10 +52,9 @@ def distill_scales(
             ) from e
         begun = jax.tree.map(lambda s: jnp.ones(s.shape, jnp.float32), scales)
         leaves, reference = tuple(stage.params.values()), tuple(stage.reference.values())
-        order = {path: i for i, path in enumerate(stage.params) if path in quantized}
+        order = tuple((i, path) for i, path in enumerate(stage.params) if path in quantized)
         found = minimize(
-            dataclasses.replace(loss, order=tuple(order.items())),
-            stage.fn, begun, (scales, rest, leaves, reference), stage.inputs,
+            _Apart(distance, order), stage.fn, begun, (scales, rest, leaves, reference), stage.inputs,
             optimizer=optimizer, steps=steps, key=key,
         )  # fmt: skip
         learned = merge(_scaled(scales, found.variables), rest)
@@ -72,14 +70,14 @@ class _Apart:
     """The loss of `distill_scales`. `order`: where among the leaves each target is."""
 
     distance: Callable[[jax.Array, jax.Array], jax.Array]
-    order: tuple[tuple[str, int], ...] = ()
+    order: tuple[tuple[int, str], ...]
 
     def __call__(self, fn: Any, variables: Any, constants: Any, item: Any, progress: jax.Array) -> jax.Array:
         del progress
         scales, rest, leaves, reference = constants
         learned = merge(_scaled(scales, variables), rest)
         now = list(leaves)
-        for path, i in self.order:
+        for i, path in self.order:
             now[i] = learned[path]
         # The float model runs beside the other: its outputs for all batches would be a vocabulary for every token.
         return jnp.mean(self.distance(fn(tuple(now), item), jax.lax.stop_gradient(fn(reference, item))))

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +16,8 @@ from experiments.benchmarks.kernels_peers_attention import ATTENTION
 from experiments.benchmarks.kernels_peers_table import PRODUCTS, experts
 from qjax.kernels.aot import tpu
 from qjax.kernels.aot.chips import CHIPS, roofline
+from tests.kernels.aot_records import benchmark
 
-ROOT = pathlib.Path(__file__).parents[2]
 LEAST = roofline(CHIPS["v6e"], 2 * 8 * 16 * 32, 1024)
 
 
@@ -118,19 +114,7 @@ def test_peers_for_attention_and_experts_are_lowered_for_a_tpu(peer, sizes):
 @pytest.mark.skipif(tpu.missing() is not None, reason=str(tpu.missing()))
 @pytest.mark.slow
 def test_another_product_is_compiled_and_ours_compared_with_the_fastest():
-    command = (
-        "-m experiments.benchmarks.kernels --aot --peers --json --sizes 1024x1024 --tokens 16 --chips v6e --kernels"
-    )
-    done = subprocess.run(
-        [sys.executable, *command.split(), "w8a8"],
-        cwd=ROOT,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": "", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    *peers, ours = map(json.loads, done.stdout.splitlines())
+    *peers, ours = benchmark("--peers --sizes 1024x1024 --tokens 16 --chips v6e --kernels w8a8")
     theirs = {r["kernel"]: r for r in peers}
     assert theirs["jax pallas matmul"]["problem"] is None and ours["kernel"] == "w8a8"
     assert ours["peer"] in theirs and ours["speed_of_peer"] is not None

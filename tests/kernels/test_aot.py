@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-import tempfile
-
 import pytest
 
 from qjax.kernels.aot import gpu, sass, tpu
 from qjax.kernels.aot.chips import CHIPS, roofline
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.kernels.aot_records import benchmark
 
 
 def test_rooflines_are_the_arithmetic_of_the_chip():
@@ -28,23 +20,6 @@ def test_rooflines_are_the_arithmetic_of_the_chip():
 def test_without_libtpu_it_says_so():
     with pytest.raises(RuntimeError, match="no libtpu"):
         tpu.estimate(CHIPS["v5e"], abs)
-
-
-def benchmark(*options):
-    """The records of the benchmark, from a process of its own: what compiles must not have run anything under JAX."""
-    command = "-m experiments.benchmarks.kernels --aot --json --sizes 4096x4096 " + options[0]
-    logs = set(pathlib.Path(tempfile.gettempdir()).glob("tpu_driver*"))
-    done = subprocess.run(
-        [sys.executable, *command.split(), *options[1:]],
-        cwd=ROOT,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": "", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert set(pathlib.Path(tempfile.gettempdir()).glob("tpu_driver*")) <= logs  # libtpu can write gigabytes of them
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.skipif(tpu.missing() is not None, reason=str(tpu.missing()))
