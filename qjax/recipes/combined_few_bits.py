@@ -4,7 +4,7 @@ Random Hadamard rotations make a group's weights alike and its inputs incoherent
 arXiv:2307.13304); ranges are searched by squared error, and GPTQ towards the float model's output rounds within them
 (GPTAQ, arXiv:2504.02692); then the scales are learned on the float model's predictions, codes fixed (PV-Tuning's
 continuous step, arXiv:2405.14852). The combination and its numbers are ours, chosen on the development part of the
-text; `configs/weight_only/few_bits.py` takes it apart.
+text; `configs/weight_only/combined_two_bits.py` takes it apart.
 """
 
 from __future__ import annotations
