@@ -86,10 +86,14 @@ def checks() -> dict[str, list[str]]:
 
 
 def results() -> dict[str, dict[str, Any]]:
-    """Study -> recorded result (rows, claims, provenance)."""
-    return {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((HERE / "results").glob("*.json"))
-    }
+    """Study -> its recorded rows and claims; of a study in parts, as "shootout.3" is one, those of all of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((HERE / "results").glob("*.json")):
+        part = json.loads(path.read_text(encoding="utf-8"))
+        study = found.setdefault(path.stem.split(".")[0], {"rows": [], "claims": []})
+        for field, entries in study.items():
+            entries.extend(part[field])
+    return found
 
 
 def catalogue() -> list[dict[str, Any]]:

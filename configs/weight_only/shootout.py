@@ -14,20 +14,24 @@ Expected: at four bits all within a fifth of float, low-rank terms and GPTQ's fa
 AWQ clear of RTN and HQQ; at two bits only methods that see the data stay usable, those that move scales and codes
 together (decoupleQ, alternation, learned rounding) in front.
 
-Cost: not measured yet; an estimate from the quickstart's rows is two to three days and 6 GB on 2 cores. Rows are kept
-as they finish: the command may be stopped and goes on where it was.
+Cost: not measured yet; an estimate from single rows, on 2 cores: two hours and 6 GB for a part of one width, and
+three for the methods at that width which train. A part is named behind a colon and is recorded by itself, as
+`shootout.3`; without one all of it runs. Rows are kept as they finish: the command may be stopped and goes on where it
+was.
 
     python -m experiments.run --config=configs/weight_only/shootout.py
+    python -m experiments.run --config=configs/weight_only/shootout.py:3
+    python -m experiments.run --config=configs/weight_only/shootout.py:3-trained
 """
 
 from __future__ import annotations
 
 import ml_collections
 
+from experiments import settings, sweep
 from experiments.settings import defaults
 
 BITS = (4, 3, 2)
-GROUPS = tuple(f"int{b}_g64_affine" for b in BITS)
 SHARED = (
     *(
         "rtn",
@@ -46,34 +50,56 @@ SHARED = (
     *("awq", "smoothquant_plus", "d2quant", "unsloth_dynamic", "bias_correction", "norm_tweaking"),
     *("lorc", "lqer", "qera", "eora", "glowq", "loftq", "milo"),
 )
-LEARNED = ("adaround", "brecq", "adaquant", "signround", "flexround", "cbq", "tesseraq", "teq")
+TRAINED = ("adaround", "brecq", "adaquant", "signround", "flexround", "cbq", "tesseraq", "teq")
+PARTS = {f"{bits}{kind}": ((bits,), kind != "") for bits in BITS for kind in ("", "-trained")}
+CLAIMS = (
+    ("gptq", "rtn"),
+    ("awq", "rtn"),
+    ("rtn", "hqq"),
+    ("gptaq", "gptq"),
+    ("decoupleq", "gptq"),
+    ("eora", "gptq"),
+)
 
 
-def get_config() -> ml_collections.ConfigDict:
-    config = defaults("shootout")
+def get_config(part: str = "") -> ml_collections.ConfigDict:
+    """The whole, or one of `PARTS`: a width, and whether the methods that train run or the others."""
+    if part and part not in PARTS:
+        raise ValueError(f"shootout has no part {part!r}; know {', '.join(PARTS)}")
+    widths, trained = PARTS.get(part, (BITS, None))
+    config = defaults(f"shootout.{part}" if part else "shootout")
     config.replicates = 3
-    config.recipe = {"methods": SHARED, "format": GROUPS}
-    config.extra = {
-        **{method: {"format": GROUPS, "steps": 200} for method in LEARNED},
-        "nupes": {"format": tuple(f"int{b}_g64" for b in BITS)},
-        "spqr": {"format": tuple(f"int{b}_g16_affine" for b in BITS)},
-        "quip": {"format": tuple(f"int{b}_tensor" for b in BITS)},
-        "framequant": {"format": tuple(f"int{b}" for b in BITS)},
-        "frames": {"format": ("int2",)},
-        "gptqt": {"format": tuple(f"int{b}" for b in BITS), "first": 5},
-        "squeezellm": {"format": tuple(f"int{b}" for b in BITS)},
-        "gobo": {"bits": BITS},
-        "mixed_groups": {},
-        "bitstack": {"depth": (2, 3)},
-    }
-    config.calibration = {"windows": 32, "length": 512, "batch": 4}
-    order = (
-        ("gptq", "rtn"),
-        ("awq", "rtn"),
-        ("rtn", "hqq"),
-        ("gptaq", "gptq"),
-        ("decoupleq", "gptq"),
-        ("eora", "gptq"),
-    )
-    config.claims = tuple((f"{a} {f}", f"{b} {f}") for f in GROUPS for a, b in order)
+    if trained is not True:
+        config.recipe = {"methods": SHARED, "format": tuple(f"int{b}_g64_affine" for b in widths)}
+    config.extra = {} if trained is True else _own_grids(widths)
+    if trained is not False:
+        config.extra.update(_trained(widths))
+    config.calibration = {"windows": 16, "length": 512, "batch": 4}
+    rows = {row.name for row in sweep.rows(settings.check(config))}
+    pairs = ((f"{a} int{b}_g64_affine", f"{worse} int{b}_g64_affine") for b in BITS for a, worse in CLAIMS)
+    config.claims = tuple(pair for pair in pairs if rows.issuperset(pair))
     return config
+
+
+def _own_grids(widths: tuple[int, ...]) -> dict[str, dict[str, object]]:
+    """The methods whose grid is their own, and what exists at one width only."""
+    found: dict[str, dict[str, object]] = {
+        "nupes": {"format": tuple(f"int{b}_g64" for b in widths)},
+        "spqr": {"format": tuple(f"int{b}_g16_affine" for b in widths)},
+        "quip": {"format": tuple(f"int{b}_tensor" for b in widths)},
+        "framequant": {"format": tuple(f"int{b}" for b in widths)},
+        "gptqt": {"format": tuple(f"int{b}" for b in widths), "first": 5},
+        "squeezellm": {"format": tuple(f"int{b}" for b in widths)},
+        "gobo": {"bits": widths},
+    }
+    if 2 in widths:
+        found |= {"frames": {"format": ("int2",)}, "mixed_groups": {}}
+    if depths := tuple(b for b in widths if b < 4):
+        found["bitstack"] = {"depth": depths}
+    return found
+
+
+def _trained(widths: tuple[int, ...]) -> dict[str, dict[str, object]]:
+    """The methods that train, in fewer steps than their authors', and the combination of ours."""
+    formats = tuple(f"int{b}_g64_affine" for b in widths)
+    return {**{method: {"format": formats, "steps": 64} for method in TRAINED}, "few_bits": {"format": formats}}
