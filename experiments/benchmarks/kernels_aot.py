@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.benchmarks.kernels_floor import beside, bits, compiled, said_beside
 from experiments.benchmarks.kernels_peers import print_peers
@@ -32,6 +33,7 @@ WEIGHTS = {  # weights alone are narrow: their coding, the length of a group and
     "mxfp4": (codings.E2M1, 32, jnp.float8_e8m0fnu),
     "nvfp4": (codings.E2M1, 16, jnp.float8_e4m3fn),
     "t4a16": (codings.TABLE4, 64, jnp.float32),  # NF4
+    "k4a16": (codings.TABLE4, None, jnp.float32),  # k-means: a table a column, and no scale
 }
 INTEGERS = {"w8a8": jnp.int8, "w4a4": jnp.int4, "dynamic w8a8": jnp.int8}
 ROTATED = ("hadamard w8a8", "XLA hadamard w8a8")  # all channels together; fused, and by XLA in front of the kernel
@@ -62,13 +64,15 @@ def build(
         return product, [((M, K), codes), ((K, N), codes), *scales]
     name, scaled = kernel.split()
     coding, group, scale = WEIGHTS[name]
-    coding, group = codings.taken(coding, scaled, chip), math.gcd(K, group)
+    coding, group = codings.taken(coding, scaled, chip), math.gcd(K, group or K)
     tiling = group_scaled.blocks(M, K, N, group, coding, scaled, chip) if tiling is None else tiling
-    table = None if coding.lookup is None else NF4.values()
-    return (
-        lambda x, codes, scale: group_scaled.matmul(x, codes, scale, coding, tiling, scaled, False, table),
-        [x, ((K // coding.packed, N), coding.dtype), ((K // group, N), scale)],
-    )
+    codes, scales = ((K // coding.packed, N), coding.dtype), ((K // group, N), scale)
+    product = functools.partial(group_scaled.matmul, coding=coding, tiling=tiling, scaled=scaled, interpret=False)
+    table = NF4.values()[:, None]  # a constant: libtpu estimates no operation that lays out tables
+    if name == "k4a16":
+        table, scales = np.repeat(table, N, axis=1), ((1, 1), scale)
+        return lambda x, codes, one: product(x, codes, jnp.broadcast_to(one, (1, N)), table=table), [x, codes, scales]
+    return functools.partial(product, table=None if coding.lookup is None else table), [x, codes, scales]
 
 
 def rotated(

@@ -64,6 +64,14 @@ def _looked_up(chip: str, M: int, K: int, N: int) -> Built:
     return Built(product, [((M, K), jnp.bfloat16), ((K, N), jnp.uint4), ((K // size, N), jnp.float32)], 4 * M * N)
 
 
+def _gathered(chip: str, M: int, K: int, N: int) -> Built:
+    def product(x: jax.Array, codes: jax.Array, tables: jax.Array) -> jax.Array:
+        values = jnp.take_along_axis(tables.astype(jnp.bfloat16), codes.astype(jnp.int32), axis=0)
+        return jnp.dot(x, values, preferred_element_type=jnp.float32)
+
+    return Built(product, [((M, K), jnp.bfloat16), ((K, N), jnp.uint4), ((16, N), jnp.float32)], 4 * M * N)
+
+
 def _integers(dtype: Any) -> Callable[..., Built]:
     def build(chip: str, M: int, K: int, N: int) -> Built:
         def product(x: jax.Array, codes: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -222,6 +230,7 @@ PRODUCTS = {
     "mxfp4": (xla_dequantized(jnp.float4_e2m1fn, 32, jnp.float8_e8m0fnu), tokamax(jnp.float4_e2m1fn, 32)),
     "nvfp4": (xla_dequantized(jnp.float4_e2m1fn, 16, jnp.float8_e4m3fn), tokamax(jnp.float4_e2m1fn, 16)),
     "t4a16": (Peer("XLA lookup", _looked_up),),
+    "k4a16": (Peer("XLA lookup", _gathered),),
     "w8a8": (Peer("XLA int8", _integers(jnp.int8)), Peer("jax pallas matmul", _pallas_integers(jnp.int8))),
     "w4a4": (Peer("XLA int4", _integers(jnp.int4)), Peer("jax pallas matmul", _pallas_integers(jnp.int4))),
     "dynamic w8a8": (

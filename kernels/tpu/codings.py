@@ -27,7 +27,7 @@ class Coding(NamedTuple):
     tile     : rows of the array in one tile of registers.
     operands : rows of the array -> `packed` arrays that the unit multiplies, exactly `factor` (value + `above`).
     decode   : codes [K, N] -> their values as float32; for the reference.
-    lookup   : None, or how codes are looked up in a table of their weight (`lookups.laid_out`), which `operands` and
+    lookup   : None, or how codes are looked up in tables of their weight (`lookups.laid_out`), which `operands` and
                `decode` take as well. By "bytes" two arrays in a row have to be added to give an operand.
     """
 
@@ -47,9 +47,13 @@ class Coding(NamedTuple):
         """Arrays of `operands` that are added to give one."""
         return 2 if self.lookup == "bytes" else 1
 
-    def under(self, table: jax.Array) -> Coding:
-        """The coding whose `operands` look up codes in this table, laid out."""
-        return self._replace(operands=functools.partial(self.operands, table=table))
+    def under(self, table: Any, here: Any) -> Coding:
+        """The coding whose `operands` look up codes of columns `here` in a reference to laid out tables.
+
+        These are [rows, LANES] for all columns of a block, or as wide as a block is.
+        """
+        own = table[...] if table.shape[1] == LANES else table[:, here]
+        return self._replace(operands=functools.partial(self.operands, table=own))
 
     def span(self, K: int, group: int) -> int | None:
         """The rows that one product takes, under groups of `group`; None where no number of them fits.

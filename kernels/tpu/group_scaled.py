@@ -111,9 +111,9 @@ def matmul(
     `tiling`; `interpret` goes to `pallas_call`. Gradients reach x, and scale unless it has a byte, and are those of
     `reference`. ValueError for shapes that do not fit.
 
-    table: for a coding with a `lookup`, the float32 values of its codes [16], rounded to bfloat16 as x is: within 2^-9,
-    what a weight loses that is dequantized for x of this type. It has no gradient. Where it is looked up by bytes, an
-    infinite entry of x may give NaN, for it meets two halves.
+    table: for a coding with a `lookup`, the float32 values of its codes, [16, 1] for all columns or [16, N], rounded to
+    bfloat16 as x is: within 2^-9, what a weight loses that is dequantized for x of this type. It has no gradient. Where
+    it is looked up by bytes, an infinite entry of x may give NaN, for it meets two halves.
 
     The `factor` f of a coding is taken from what scales do not meet, x for sums, or else from the scales: entries of x,
     or scales, beyond 2^127 f count as infinite. Its `above` is taken off the sums, in float32, or off the codes.
@@ -125,8 +125,9 @@ def matmul(
         raise ValueError(
             f"x {x.shape}, codes {codes.shape} {codes.dtype} as {coding.name} and scale {scale.shape} do not fit: {why}"
         )
-    if (table is None) != (coding.lookup is None) or (table is not None and table.shape != (lookups.SIZE,)):
-        raise ValueError(f"{coding.name} takes {'no table' if coding.lookup is None else 'a table [16]'}")
+    fits = table is None if coding.lookup is None else np.shape(table) in ((lookups.SIZE, 1), (lookups.SIZE, N))
+    if not fits:
+        raise ValueError(f"{coding.name} takes {'no table' if coding.lookup is None else f'a table [16, 1 or {N}]'}")
     if M == 0:
         return jnp.zeros((0, N), jnp.float32)
     span = _span(coding, K, group)
@@ -160,7 +161,7 @@ def matmul(
             pl.BlockSpec((bm * copies, bk), lambda i, j, k: (i, k)),
             pl.BlockSpec((bk // coding.packed, bn), lambda i, j, k: (k, j)),
             pl.BlockSpec((bk // group, bn), lambda i, j, k: (k, j)),
-            *(pl.BlockSpec(laid_out.shape, lambda i, j, k: (0, 0)) for laid_out in tables),
+            *(_own_tables(laid_out, bn) for laid_out in tables),
         ],
         out_specs=pl.BlockSpec((bm, bn), lambda i, j, k: (i, j)),
         scratch_shapes=[
@@ -178,6 +179,14 @@ def _times(y: jax.Array, unit: jax.Array | None) -> jax.Array:
     return y if unit is None else y * unit
 
 
+def _own_tables(laid_out: jax.Array, columns: int) -> Any:
+    """The tables of a block of columns: those that are for all, or its own."""
+    rows, across = laid_out.shape
+    if across == LANES:
+        return pl.BlockSpec((rows, LANES), lambda i, j, k: (0, 0))
+    return pl.BlockSpec((rows, columns), lambda i, j, k: (0, j))
+
+
 def _block(*refs: Any, scaled: str, coding: Coding, span: int, group: int) -> None:
     body = sums if scaled == "sums" else rounded
     body(pl.program_id(2) == 0, *refs, coding=coding, span=span, group=group)
@@ -186,7 +195,6 @@ def _block(*refs: Any, scaled: str, coding: Coding, span: int, group: int) -> No
 def sums(first: Any, x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int) -> None:
     """One block: y += x @ W. The result stays in vector memory while k runs, so it is the sum itself."""
     *tables, y_ref, room, levels = others
-    coding = coding.under(tables[0][...]) if tables else coding
     _start_at_zero(first, y_ref)
     scale = block_scales.held(s_ref, room)
     spans.fill_levels(x_ref, levels, coding, span)
@@ -197,7 +205,7 @@ def sums(first: Any, x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: C
             levels,
             lambda rows, here=here: w_ref[rows, here],
             lambda g, here=here: scale[g : g + 1, here],
-            coding,
+            coding.under(tables[0], here) if tables else coding,
             span,
             group,
         )
@@ -208,7 +216,7 @@ def rounded(
 ) -> None:
     """The same with the weights of a block scaled and rounded before they are multiplied."""
     *tables, y_ref, room = others
-    coding = coding.under(tables[0][...]) if tables else coding
+    coding = coding.under(tables[0], slice(None)) if tables else coding
     _start_at_zero(first, y_ref)
     scale = block_scales.held(s_ref, room, coding.factor)
     length = min(span, group)

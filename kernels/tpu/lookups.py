@@ -1,6 +1,7 @@
 """Four-bit codes as indices into a table of sixteen values, looked up in registers.
 
-A TPU gathers along the sublanes of a register, every lane for itself, with the table in the first of them. From v6e on
+A TPU gathers along the sublanes of a register, every lane for itself, with the table in the first of them: a table for
+each column costs what one for all does. From v6e on
 it gathers bytes, and four codes take one step for each byte of a value: the table is split into two floats of eight
 bits, E4M3 for the leading half and E5M2 for what that leaves, exactly, and the matrix unit adds their products. v5e and
 v5p gather words of four bytes, which hold the values of codes n and n + 8 as bfloat16; the eighth bit of a code says
@@ -21,13 +22,13 @@ SIZE = 16
 
 
 def split(table: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Float32 values [16] rounded to bfloat16 as unit (high + low): E4M3, E5M2 and a power of two as float32.
+    """Float32 tables [16, n] rounded to bfloat16 as unit (high + low): E4M3, E5M2, and float32 powers of two [1, n].
 
     What is not finite is NaN.
     """
     table = _rounded(table)
     finite = jnp.isfinite(table)
-    _, exponent = jnp.frexp(jnp.max(jnp.where(finite, jnp.abs(table), jnp.float32(0))))
+    _, exponent = jnp.frexp(jnp.max(jnp.where(finite, jnp.abs(table), jnp.float32(0)), axis=0, keepdims=True))
     scaled = jnp.where(finite, jnp.ldexp(table, 8 - exponent), jnp.float32(jnp.nan))  # below 256, of E4M3's 448
     high = scaled.astype(jnp.float8_e4m3fn)
     low = (scaled - high.astype(jnp.float32)).astype(jnp.float8_e5m2)
@@ -35,18 +36,25 @@ def split(table: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def laid_out(table: jax.Array, lookup: str) -> tuple[jax.Array, jax.Array]:
-    """What a kernel is given for float32 values [16]: an array [rows, LANES], and what its sums are multiplied by."""
+    """What a kernel is given for float32 tables [16, n]: one for all columns (n = 1) or one for each.
+
+    Returns an array [rows, max(n, LANES)] and what the sums of its columns are multiplied by, [1, n].
+    """
+    across = max(table.shape[1], LANES)
     if lookup == "bytes":
         high, low, unit = split(table)
-        halves = [lax.bitcast_convert_type(jnp.tile(half, 2), jnp.int8) for half in (high, low)]
-        return jnp.broadcast_to(jnp.concatenate(halves)[:, None], (4 * SIZE, LANES)), unit
+        halves = [lax.bitcast_convert_type(jnp.tile(half, (2, 1)), jnp.int8) for half in (high, low)]
+        return jnp.broadcast_to(jnp.concatenate(halves), (4 * SIZE, across)), unit
     bits = lax.bitcast_convert_type(table.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
     words = lax.bitcast_convert_type(bits[:8] | (bits[8:] << jnp.uint32(16)), jnp.int32)
-    return jnp.broadcast_to(words[:, None], (SIZE // 2, LANES)), jnp.float32(1)
+    return jnp.broadcast_to(words, (SIZE // 2, across)), jnp.ones((1, table.shape[1]), jnp.float32)
 
 
 def by_bytes(stored: jax.Array, table: jax.Array) -> tuple[jax.Array, ...]:
-    """Bytes [rows, n] of two codes -> high and low halves of the lower codes' values, then of the upper codes'."""
+    """Bytes [rows, n] of two codes -> high and low halves of the lower codes' values, then of the upper codes'.
+
+    table: as `laid_out` gave it, [., LANES] for all columns or [., n]; here and in `by_words`.
+    """
     words = pltpu.bitcast(stored, jnp.int32)
     halves = ((table[:32], jnp.float8_e4m3fn), (table[32:], jnp.float8_e5m2))
     return tuple(
@@ -82,8 +90,11 @@ def by_words(stored: jax.Array, table: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def decode(codes: jax.Array, table: jax.Array) -> jax.Array:
-    """The values of codes as float32, rounded to bfloat16; for the reference."""
-    return _rounded(jnp.asarray(table, jnp.float32))[codes.astype(jnp.int32)]
+    """The values of codes [K, N] under tables [16, 1 or N] as float32, rounded to bfloat16; for the reference."""
+    values = _rounded(jnp.asarray(table, jnp.float32))
+    if values.shape[1] == 1:
+        return values[:, 0][codes.astype(jnp.int32)]
+    return jnp.take_along_axis(values, codes.astype(jnp.int32), axis=0)
 
 
 def _rounded(table: jax.Array) -> jax.Array:

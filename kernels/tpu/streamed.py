@@ -96,7 +96,6 @@ def _kernel(
     The parts of the first have semaphores of their own, for they may arrive in any order.
     """
     *tables, y_hbm, x_ref, w_ref, s_ref, y_ref, room, levels, x_done, w_done, s_done, y_done = others
-    coding = coding.under(tables[0][...]) if tables else coding
     columns = w_ref.shape[-1]
     count = w_hbm.shape[1] // columns
     group = x_ref.shape[1] // s_hbm.shape[0]
@@ -112,7 +111,10 @@ def _kernel(
         there = pl.ds(pl.multiple_of(i * columns, LANES), columns)
         return pltpu.make_async_copy(y_ref.at[buffer], y_hbm.at[:, there], y_done.at[buffer])
 
-    def multiply(buffer: Any, start: int, width: int) -> None:
+    def under(column: Any, width: int) -> Coding:
+        return coding.under(tables[0], pl.ds(pl.multiple_of(column, LANES), width)) if tables else coding
+
+    def multiply(i: Any, buffer: Any, start: int, width: int) -> None:
         part = pl.ds(start, width)
         scale = block_scales.held(s_ref.at[buffer, :, part], room.at[:, part])
         for strip in spans.strips(width, span, group):
@@ -123,7 +125,7 @@ def _kernel(
                 levels,
                 lambda rows, here=here: w_ref[buffer, rows, here],
                 lambda g, strip=strip: scale[g : g + 1, strip],
-                coding,
+                under(i * columns + here.start, here.stop - here.start),
                 span,
                 group,
             )
@@ -143,7 +145,7 @@ def _kernel(
         def _() -> None:
             given(i - buffers, buffer).wait()
 
-        multiply(buffer, 0, columns)
+        multiply(i, buffer, 0, columns)
         given(i, buffer).start()
 
     x_copy = pltpu.make_async_copy(x_hbm, x_ref, x_done.at[0])
@@ -158,7 +160,7 @@ def _kernel(
     spans.fill_levels(x_ref, levels, coding, span)
     for piece, start, width in zip(first, starts, parts, strict=True):
         _wait(piece)
-        multiply(0, start, width)
+        multiply(0, 0, start, width)
     given(0, 0).start()
     lax.fori_loop(1, count, step, None)
     for i in range(max(count - buffers, 0), count):

@@ -78,12 +78,12 @@ def refuse(q: QArray, layout: str) -> str | None:
 
 def refuse_table(q: QArray) -> str | None:
     """Why the kernel cannot read the table and the scales of q, or None. Tables of a tensor often have no scale."""
-    if q.table is not None and q.table.shape[-3:-1] != (1, 1):
-        return f"it has {q.table.shape[-3]} x {q.table.shape[-2]} tables: the kernel takes one for the whole matrix"
-    if len(q.scales) > 1:
-        return "its scale is a product of several"
     if len(q.meta.block) != 2 or q.meta.block[-1] not in (1, FULL):
         return f"blocks {q.meta.block} do not lie along the inputs alone"
+    if q.table is not None and q.table.shape[-3] != 1:
+        return f"it has tables for {q.table.shape[-3]} groups: the kernel takes one for a column, or for all of them"
+    if len(q.scales) > 1:
+        return "its scale is a product of several"
     return None
 
 
@@ -190,9 +190,9 @@ def factors(grid: Grid) -> tuple[jax.Array, jax.Array | None]:
 
 
 def _table(grid: Grid) -> jax.Array:
-    """The values of sixteen codes; those that the element lacks are its last."""
-    table = jnp.asarray(grid.meta.element.values()) if grid.table is None else grid.table.reshape(-1)
-    return jnp.pad(table.astype(jnp.float32), (0, 16 - table.size), mode="edge")
+    """The values of sixteen codes, [16, 1] or for each column [16, N]; those that the element lacks are its last."""
+    table = jnp.asarray(grid.meta.element.values())[:, None] if grid.table is None else grid.table[0].T
+    return jnp.pad(table.astype(jnp.float32), ((0, 16 - table.shape[0]), (0, 0)), mode="edge")
 
 
 def _group(grid: Grid, K: int) -> int:

@@ -21,7 +21,7 @@ from qjax.operators.preparation import prepare, unpack
 from qjax.quantization import quantize
 from tests import draw
 
-NF4 = elements.NF4.values()
+NF4 = elements.NF4.values()[:, None]
 WAYS = {"bytes": codings.TABLE4, "words": codings.taken(codings.TABLE4, "sums", "v5e")}
 TOP = np.float32(3e38)
 
@@ -41,7 +41,7 @@ def test_halves_add_up_to_every_bfloat16_within_14_binades():
     for binade in range(14):
         significands = np.concatenate([np.arange(128, 256), -np.arange(128, 256)]).reshape(-1, 8)
         for row in significands * 2.0 ** -(7 + binade):
-            table = np.concatenate([row, [1.5], np.zeros(7)]).astype(np.float32)
+            table = np.concatenate([row, [1.5], np.zeros(7)]).astype(np.float32)[:, None]
             high, low, unit = (np.asarray(part, np.float64) for part in SPLIT(table * np.float32(2.0**-20)))
             assert ((high + low) * unit == table * 2.0**-20).all()
 
@@ -50,7 +50,7 @@ SPLIT = jax.jit(lookups.split)
 
 
 def test_small_entries_are_met_to_a_part_of_the_largest():
-    table = np.array([1.99, *(0.7 ** np.arange(30, 45))], np.float32)
+    table = np.array([1.99, *(0.7 ** np.arange(30, 45))], np.float32)[:, None]
     high, low, unit = (np.asarray(part, np.float64) for part in SPLIT(table))
     assert (np.abs((high + low) * unit - rounded(table)) <= 2.0**-20 * 1.99).all()
 
@@ -64,9 +64,10 @@ def test_every_code_is_exact_at_every_place(way, scaled):
     arguments = jnp.eye(128, dtype=jnp.bfloat16), stored(codes, 64), jnp.asarray(scale, jnp.float32)
     coding = WAYS[way]
     y = np.asarray(group_scaled.matmul(*arguments, coding, Blocks(128, 256, 128), scaled, True, jnp.asarray(NF4)))
-    assert (y == rounded(NF4)[codes] * np.repeat(scale, 64, 0)).all()
+    assert (y == rounded(NF4)[codes, 0] * np.repeat(scale, 64, 0)).all()
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["one table", "a table a column"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("M", "K", "N", "group", "tiling"),
@@ -75,13 +76,17 @@ def test_every_code_is_exact_at_every_place(way, scaled):
         (3, 64, 384, 32, Blocks(16, 128, 64, 3)),  # copied by hand
     ],
 )
-def test_small_integers_in_a_table_sum_exactly(way, M, K, N, group, tiling):
+def test_small_integers_in_a_table_sum_exactly(way, M, K, N, group, tiling, own):
     x, codes, steps = (
         np.array(draw.integers(seed, low, high, *shape))
         for seed, (low, high, *shape) in enumerate(((-4, 5, M, K), (0, 16, K, N), (-3, 3, K // group, N)))
     )
-    table = np.array([-128, -97, -51, -33, -17, -9, -3, -1, 0, 2, 5, 11, 23, 45, 77, 127], np.float32)
-    expected = x @ (table.astype(np.float64)[codes] * np.repeat(2.0**steps, group, 0))
+    table = np.array([-128, -97, -51, -33, -17, -9, -3, -1, 0, 2, 5, 11, 23, 45, 77, 127], np.float32)[:, None]
+    if own:  # another order in every column, and another magnitude
+        orders = np.stack([np.random.default_rng(n).permutation(16) for n in range(N)], axis=1)
+        table = table[orders, 0] * np.float32(2.0) ** (np.arange(N) % 7)
+    values = np.take_along_axis(np.broadcast_to(table, (16, N)).astype(np.float64), codes, axis=0)
+    expected = x @ (values * np.repeat(2.0**steps, group, 0))
     arguments = jnp.asarray(x, jnp.bfloat16), stored(codes, group), jnp.asarray(2.0**steps, jnp.float32)
     y = group_scaled.matmul(*arguments, WAYS[way], tiling, "sums", True, jnp.asarray(table))
     assert (np.asarray(y) == expected).all()
@@ -95,7 +100,7 @@ def test_hostile_scales_and_tables(way):
     codes, scale = np.full((64, 128), 3, np.uint8), np.ones((1, 128), np.float32)
     codes[0, 5], scale[0, :3] = 4, (np.inf, np.nan, 0)
     x = jnp.ones((1, 64), jnp.bfloat16)
-    table = np.zeros(16, np.float32)
+    table = np.zeros((16, 1), np.float32)
     for value in (2.0**100, 2.0**-100, 0.0):
         table[3], table[4] = value, np.nan
         y = group_scaled.matmul(x, stored(codes, 64), jnp.asarray(scale), WAYS[way], None, "sums", True, table)
@@ -110,6 +115,7 @@ def test_hostile_scales_and_tables(way):
         ("nf4_g64", (2, 64, 128)),  # scales that are quantized themselves
         ("bnb_fp4_g32", (64, 128)),  # fifteen values
         (Format(Table("own", tuple(range(-8, 8))), FULL, across=FULL, scale=None, levels=kmeans()), (64, 128)),
+        (Format(Table("clusters3", tuple(range(8))), FULL, scale=None, levels=kmeans()), (2, 64, 256)),
     ],
     ids=str,
 )
@@ -133,7 +139,7 @@ def test_what_no_kernel_reads_is_told(monkeypatch):
     for fmt, match in (
         ("nf5_g64", "nf5 is no table of at most 16"),
         ("int4_g64", "int4 is no table"),
-        (Format(Table("own", (-1.0, 0.0, 1.0)), scale=None, levels=kmeans()), "1 x 128 tables"),
+        (Format(Table("own", (-1.0, 0.0, 1.0)), 32, scale=None, levels=kmeans()), "tables for 2 groups"),
         (Format(elements.NF4, 32, across=4), "do not lie along the inputs"),
     ):
         with pytest.raises(ValueError, match=match):
@@ -148,8 +154,10 @@ def test_what_no_kernel_reads_is_told(monkeypatch):
 
 def test_a_table_goes_with_its_coding_alone():
     x, codes, scale = jnp.ones((1, 64), jnp.bfloat16), jnp.zeros((32, 128), jnp.uint8), jnp.ones((1, 128))
-    with pytest.raises(ValueError, match=r"t4a16 takes a table \[16\]"):
+    with pytest.raises(ValueError, match=r"t4a16 takes a table \[16, 1 or 128\]"):
         group_scaled.matmul(x, codes, scale, codings.TABLE4)
+    with pytest.raises(ValueError, match=r"\[16, 1 or 128\]"):
+        group_scaled.matmul(x, codes, scale, codings.TABLE4, table=jnp.zeros(16))
     with pytest.raises(ValueError, match="w4a16 takes no table"):
         group_scaled.matmul(x, codes, scale, codings.INT4, table=jnp.zeros(16))
 
