@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.kernels_sass import ROW_SCALED
 from experiments.benchmarks.peer_torch_int4 import count
 from qjax.kernels.aot.gpu import GPUS
-from qjax.kernels.gpu import codings, group_scaled
+from qjax.kernels.gpu import codings, group_scaled, row_scaled
 from qjax.kernels.gpu.codings import Coding
 from qjax.kernels.gpu.group_scaled import Tiles
 
@@ -94,6 +95,11 @@ def products(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[Timed
         f = functools.partial(own, coding=coding)
         time = kernel_time(f, x, weights, repeats)
         yield Timed(coding.name, 8 + 32 / group, time, error(jax.jit(f)(x, *weights[0]), expected))
+    for name, dtype in ROW_SCALED.items():
+        left, *weights = coded(M, K, N, dtype)
+        expected = jax.jit(row_scaled.reference)(left, *weights[0])
+        time = kernel_time(row_scaled.matmul, left, weights, repeats)
+        yield Timed(name, 8, time, error(jax.jit(row_scaled.matmul)(left, *weights[0]), expected))
     mixed = mixed_types(M, K, N, repeats)
     if mixed is not None:
         yield Timed("jax pallas mixed int8, no scales", 8, mixed)
@@ -160,6 +166,17 @@ def operands(M: int, K: int, N: int, group: int, coding: Coding) -> tuple[jax.Ar
     drawn = [jax.random.bits(k, (K // step, N, step // coding.lanes), entry) & kept for k in keys(size)]
     stored = [jax.lax.bitcast_convert_type(bits, coding.dtype) for bits in drawn]
     return x, stored, [jax.random.uniform(k, (K // group, N), minval=0.5) for k in keys(size)]
+
+
+def coded(M: int, K: int, N: int, dtype: Any) -> list[Any]:
+    """Codes [M, K] of x, and for every weight its codes as the kernel reads them with scales [M] and [N]."""
+    step, finite = group_scaled.depth(K), jnp.uint8(255 if dtype == jnp.int8 else 0xEF)  # no code of E4M3 is NaN
+
+    def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.lax.bitcast_convert_type(jax.random.bits(key, shape, "uint8") & finite, dtype)
+
+    scales = jnp.full(M, 2.0**-7), jnp.full(N, 2.0**-7)
+    return [draw(jax.random.key(0), (M, K)), *((draw(key, (K // step, N, step)), *scales) for key in keys(K * N))]
 
 
 def keys(size: int) -> jax.Array:

@@ -166,13 +166,14 @@ def _words_of_bytes(stored: jax.Array) -> jax.Array:
         arg_types=(_layout(4),),
         return_type=plgpu.ShapeDtypeStruct((outputs, count // 4), jnp.dtype(jnp.int32), layout=_layout(1)),
     )
-    def rename(_: Any, four: Any) -> Any:
+    def rename(_: Any, *arrays: Any) -> Any:
         word = ir.VectorType.get((1,), ir.IntegerType.get_signless(32))
         shape = _layout(1).to_mgpu().registers_shape((outputs, count // 4))
-        words = np.array([bitcast(r, word) for r in four.registers.flat], object).reshape(shape)
+        words = np.array([bitcast(r, word) for r in arrays[0].registers.flat], object).reshape(shape)
         return mgpu.FragmentedArray(_registers=words, _layout=_layout(1).to_mgpu(), _is_signed=True)
 
-    return rename(plgpu.layout_cast(stored, _layout(4)))
+    arrays = (plgpu.layout_cast(stored, _layout(4)),)
+    return rename(*arrays)
 
 
 def _layout(entries: int) -> Any:
