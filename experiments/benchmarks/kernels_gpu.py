@@ -146,15 +146,16 @@ def candidate_tiles(M: int, K: int, N: int, group: int) -> Iterator[Tiles]:
     """Tiles worth a try: accumulators that fit, no more than four waves of blocks, two steps or more in a part."""
     steps = K // group_scaled.depth(group)
     rows_of_x = [rows for rows in (8, 16, 32, 64, 128) if rows < 2 * max(M, 8) and (rows >= min(M, 64))]
-    for outputs, rows, buffers, splits, warpgroups in itertools.product(
-        (64, 128), rows_of_x, (2, 3, 4, 6), (1, 2, 4, 8, 16), (1, 2)
+    for outputs, rows, buffers, splits, warpgroups, turn in itertools.product(
+        (64, 128), rows_of_x, (2, 3, 4, 6), (1, 2, 4, 8, 16), (1, 2), (1, 2)
     ):
-        blocks = N // outputs * -(-M // rows)
-        fits = N % outputs == 0 and outputs % (64 * warpgroups) == 0 and steps % splits == 0
+        blocks, step = N // outputs * -(-M // rows), group_scaled.depth(group)
+        whole = turn == 1 or group == step or group // step % turn == 0
+        fits = N % outputs == 0 and outputs % (64 * warpgroups) == 0 and steps % (splits * turn) == 0 and whole
         registers = outputs // warpgroups * rows <= 64 * 128
-        shared = buffers * (outputs * 64 + rows * 256) <= 200 * 1024
-        if fits and registers and shared and steps // splits >= 2 and (splits == 1 or blocks * splits <= 1056):
-            yield Tiles(outputs, rows, buffers, splits, warpgroups)
+        shared = buffers * turn * (outputs * 64 + rows * 256) <= 200 * 1024
+        if fits and registers and shared and steps // splits >= 2 * turn and (splits == 1 or blocks * splits <= 1056):
+            yield Tiles(outputs, rows, buffers, splits, warpgroups, turn)
 
 
 def operands(M: int, K: int, N: int, group: int, coding: Coding) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:

@@ -54,6 +54,8 @@ def matmul(
     if M == 0:
         return jnp.zeros((0, N), dtype)
     tiling = tiles(M, K, N, group) if tiling is None else tiling
+    if min(tiling.turn, group // step) > 1 and group // step % tiling.turn:
+        raise ValueError(f"{tiling}: groups of {group} end within a turn of {tiling.turn * step}")
     padded = -(-M // tiling.rows) * tiling.rows
     x = jnp.pad(x.astype(jnp.bfloat16), [(0, padded - M), (0, 0)])
     kernel = functools.partial(
@@ -82,28 +84,30 @@ def _kernel(
     step, entry = count * coding.lanes, coding.bits * coding.lanes
     where = transposed.place(tiling, steps)
     _, j, _, first, mine = where
-    sums_shape = mine.size, tiling.rows
+    outputs, rows, turn = tiling.outputs, tiling.rows, tiling.turn
+    together = min(turn, steps_a_group)  # steps of a turn that share a group: all, or one
+    sums_shape = mine.size, rows
 
     def body(_: Any, words_s: Any, x_s: Any, scale_s: Any, total: jax.Array) -> jax.Array:
-        codes = codings.operand(words_s[mine], coding, interpret)
-        if interpret:
-            operand[0][mine] = codes
+        for u in range(turn):
+            codes = codings.operand(words_s[u, mine], coding, interpret)
+            if interpret:
+                operand[0][mine] = codes
+            a, b = operand[0].at[mine] if interpret else codes, x_s.at[:, pl.ds(u * step, step)].T
 
-        def multiply(sums: Any) -> jax.Array:
-            plgpu.wgmma(sums, operand[0].at[mine] if interpret else codes, x_s.T)
-            return sums[...]
+            def multiply(sums: Any, a: Any = a, b: Any = b) -> jax.Array:
+                plgpu.wgmma(sums, a, b)
+                return sums[...]
 
-        sums = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef(sums_shape, jnp.float32))
-        total += sums * lax.broadcast_in_dim(scale_s[0, mine], sums_shape, (0,))
+            sums = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef(sums_shape, jnp.float32))
+            total += sums * lax.broadcast_in_dim(scale_s[u // together, mine], sums_shape, (0,))
         plgpu.commit_smem()  # what was read above is written by a copy next
         return total
 
     specs = [
-        plgpu.BlockSpec(
-            (None, tiling.outputs, count), lambda k: (first + k, where.i, 0), transforms=swizzled(count, entry)
-        ),
-        plgpu.BlockSpec((tiling.rows, step), lambda k: (j, first + k), transforms=swizzled(step, 16)),
-        plgpu.BlockSpec((1, tiling.outputs), lambda k: ((first + k) // steps_a_group, where.i)),
+        plgpu.BlockSpec((turn, outputs, count), lambda k: (first + k, where.i, 0), transforms=swizzled(count, entry)),
+        plgpu.BlockSpec((rows, turn * step), lambda k: (j, first + k), transforms=swizzled(step, 16)),
+        plgpu.BlockSpec((turn // together, outputs), lambda k: ((first + k) * together // steps_a_group, where.i)),
     ]
     transposed.run(body, lambda total: total, y, where, tiling, jnp.float32, specs, (words, x, scale))
 

@@ -74,15 +74,19 @@ def _kernel(w: Any, x: Any, x_scale: Any, w_scale: Any, y: Any, *, tiling: Tiles
     steps, _, step = w.shape
     where = transposed.place(tiling, steps)
     i, j, _, first, mine = where
-    outputs, rows = tiling[:2]
+    outputs, rows, turn = tiling.outputs, tiling.rows, tiling.turn
     shape = mine.size, rows
 
     def body(_: Any, w_s: Any, x_s: Any, total: jax.Array) -> jax.Array:
-        def multiply(found: Any) -> jax.Array:
-            plgpu.wgmma(found, w_s.at[mine], x_s.T)
-            return found[...]
+        for u in range(turn):
+            a, b = w_s.at[u, mine], x_s.at[:, pl.ds(u * step, step)].T
 
-        return total + pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef(shape, sums))
+            def multiply(found: Any, a: Any = a, b: Any = b) -> jax.Array:
+                plgpu.wgmma(found, a, b)
+                return found[...]
+
+            total += pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef(shape, sums))
+        return total
 
     def finish(total: jax.Array) -> jax.Array:
         if tiling.splits > 1:
@@ -94,8 +98,8 @@ def _kernel(w: Any, x: Any, x_scale: Any, w_scale: Any, y: Any, *, tiling: Tiles
         return total.astype(jnp.float32) * scales
 
     specs = [
-        plgpu.BlockSpec((None, outputs, step), lambda k: (first + k, i, 0), transforms=swizzled(step, 8)),
-        plgpu.BlockSpec((rows, step), lambda k: (j, first + k), transforms=swizzled(step, 8)),
+        plgpu.BlockSpec((turn, outputs, step), lambda k: (first + k, i, 0), transforms=swizzled(step, 8)),
+        plgpu.BlockSpec((rows, turn * step), lambda k: (j, first + k), transforms=swizzled(step, 8)),
     ]
     transposed.run(body, finish, y, where, tiling, sums, specs, (w, x))
 

@@ -52,7 +52,8 @@ def problem(M, K, N, group, coding=INT4):
         (5, 512, 128, 256, Tiles(64, 8, 2, 2), INT4),  # two tiles of outputs, two steps a group, the depth split
         (9, 192, 64, 64, Tiles(64, 8, 2, 1), INT4),  # two tiles of rows, the second ragged; more steps than buffers
         (9, 512, 128, 128, Tiles(128, 8, 2, 1, 2), INT4),  # two warpgroups multiply, a third copies
-        (5, 512, 64, 256, Tiles(64, 8, 2, 2), INT8),
+        (5, 512, 64, 256, Tiles(64, 8, 2, 2, 1, 2), INT8),  # two steps a turn, one group
+        (9, 768, 64, 128, Tiles(64, 16, 2, 1, 1, 2), INT4),  # a group a step
         (9, 192, 64, 64, Tiles(64, 8, 2, 1), E4M3),
         (9, 256, 128, 256, Tiles(128, 8, 2, 1, 2), E4M3),
     ],
@@ -82,6 +83,8 @@ def test_exact_where_sums_are_and_no_races(M, K, N, group, tiling, coding):
         (16, 8192, 128, 128, Tiles(64, 16, 6, 32)),
         (256, 1024, 128, 128, Tiles(128, 64, 2, 1)),
         (256, 1024, 256, 1024, Tiles(128, 128, 4, 2, 2)),
+        (64, 4096, 4096, 128, None),  # two steps a turn
+        (64, 1024, 256, 1024, Tiles(64, 64, 2, 2, 1, 2)),
     ],
 )
 def test_exact_on_a_chip_and_the_same_every_time(M, K, N, group, tiling, coding):
@@ -112,6 +115,12 @@ def test_tiles_fill_the_chip_and_divide_what_they_cut():
             assert N % tiling.outputs == 0 and K // group_scaled.depth(group) % tiling.splits == 0
             assert tiling.outputs // tiling.warpgroups * tiling.rows <= 64 * 128  # two accumulators of 64 registers
             assert tiling.splits == 1 or 8 * tiling.splits * M <= K
+            assert K // group_scaled.depth(group) // tiling.splits % tiling.turn == 0
+            assert tiling.turn == (2 if M == 64 and N == 4096 else 1)
+    assert group_scaled.tiles(64, 3072, 4096, 384).turn == 1  # a turn of two would end within a group
+    x, words, scale = jnp.ones((2, 768), jnp.bfloat16), jnp.ones((6, 64, 16), jnp.int32), jnp.ones((2, 64))
+    with pytest.raises(ValueError, match="groups of 384 end within a turn of 256"):
+        group_scaled.matmul(x, words, scale, Tiles(64, 8, 2, 1, 1, 2))
 
 
 def test_shapes_that_do_not_fit_raise():
@@ -125,6 +134,7 @@ def test_shapes_that_do_not_fit_raise():
         ((x, words, scale, Tiles(128, 8)), "do not divide"),
         ((x, words, scale, Tiles(64, 8, 2, 3)), "do not divide"),
         ((x, words, scale, Tiles(64, 8, 2, 1, 2)), "do not divide"),
+        ((x, words, scale, Tiles(64, 8, 2, 2, 1, 2)), "do not divide"),
         ((x, words, scale, Tiles(64, 8, 2, 1, 4)), "one warpgroup multiplies or two do"),
         ((x, words, scale, None, False, jnp.float32, INT8), "w8a16 takes words of int8, not int32"),
     ):

@@ -35,7 +35,7 @@ def problem(M, K, N, codes, low=-8, high=9):
     ("codes", "M", "K", "N", "tiling"),
     [
         ("int8", 9, 192, 64, Tiles(64, 8, 2, 1)),  # two tiles of rows, the second ragged; more steps than buffers
-        ("int8", 5, 512, 128, Tiles(64, 8, 2, 2)),  # two tiles of outputs, the depth split
+        ("int8", 5, 512, 128, Tiles(64, 8, 2, 2, 1, 2)),  # two steps a turn, two tiles of outputs, the depth split
         ("fp8", 9, 256, 128, Tiles(128, 8, 2, 1, 2)),  # two warpgroups multiply, a third copies
         ("fp8", 5, 512, 64, Tiles(64, 8, 2, 4)),
     ],
@@ -68,6 +68,7 @@ def test_sums_of_integers_are_whole_beyond_what_float32_holds(splits):
     [
         (1, 4096, 4096, None),
         (16, 576, 1536, None),
+        (64, 4096, 4096, None),
         (100, 1536, 576, None),  # the second tile of rows is ragged
         (300, 2048, 2048, None),
         (2048, 4096, 4096, None),
