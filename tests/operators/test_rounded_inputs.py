@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,19 @@ def test_what_is_taken_and_why_not():
         assert "needs jax 0.12" in reasons["integers"]
     with pytest.raises(ValueError, match=r"'integers' cannot run QArray .256, 128.: it is compiled for tpu, not cpu"):
         dispatch.matmul(inputs(2), Pre(Quantize.dynamic("int8"), q), implementation="integers")
+
+
+@mosaic_gpu.needed
+def test_each_generation_of_gpus_says_whose_the_kernels_are(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for found, name, words in (
+        ("10.0", "row_scaled", "WGMMA is of compute capability 9.0; this GPU's is 10.0"),
+        ("9.0", "block_scaled", "a product of scaled blocks is of compute capability 10.0; this GPU's is 9.0"),
+    ):
+        monkeypatch.setattr(jax, "devices", lambda found=found: [types.SimpleNamespace(compute_capability=found)])
+        whys = {joint.name: joint.elsewhere("gpu") for joint in rounded_inputs.JOINTS}
+        assert whys.pop(name) == words and whys.pop("integers") == "it is compiled for tpu, not gpu"
+        assert list(whys.values()) == [None]
 
 
 def test_the_scales_of_a_packed_leaf_are_no_leaf_of_their_own():
