@@ -1,4 +1,4 @@
-"""The Hopper kernel timed on the GPU that is here, beside XLA's bfloat16 product and what others have published.
+"""The Hopper kernels timed on the GPU that is here, beside XLA's bfloat16 product and what others have published.
 
 Times are those of the kernels alone, read from CUPTI: launches, which a decoder records once and replays, are left out.
 A call multiplies with as many weights in turn as do not fit the chip's cache together. PyTorch's products are timed by
@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.kernels_sass import ROW_SCALED
 from experiments.benchmarks.peer_torch_int4 import count
 from qjax.kernels.aot.gpu import GPUS
-from qjax.kernels.gpu import group_scaled
-from qjax.kernels.gpu.group_scaled import LANES, Tiles
+from qjax.kernels.gpu import codings, group_scaled, row_scaled
+from qjax.kernels.gpu.codings import Coding
+from qjax.kernels.gpu.group_scaled import Tiles
 
 PEAK = 989e12  # bfloat16 operations a second of an H100
 GROUPS = (128, 64)
@@ -76,7 +78,7 @@ def floor(M: int, K: int, N: int, bits: float, bandwidth: float) -> float:
 
 def products(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[Timed]:
     """Every way to multiply, bfloat16 first; errors are those of the first product."""
-    x, words, scale = operands(M, K, N, group)
+    x, words, scale = operands(M, K, N, group, codings.INT4)
     dense = [jax.random.normal(key, (K, N), jnp.bfloat16) for key in keys(2 * K * N)]
     yield Timed("xla bfloat16", 16, kernel_time(lambda x, w: x @ w, x, [(w,) for w in dense], repeats))
     del dense
@@ -84,24 +86,40 @@ def products(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[Timed
     expected = jax.jit(group_scaled.reference)(x, *weights[0])
     own = functools.partial(group_scaled.matmul, dtype=jnp.bfloat16)
     for name, f in (("w4a16", own), ("xla dequantize, w4a16", dequantized)):
-        y = jax.jit(f)(x, *weights[0]).astype(jnp.float32)
-        error = jnp.linalg.norm((y - expected).ravel()) / jnp.linalg.norm(expected.ravel())
-        yield Timed(name, 4 + 32 / group, kernel_time(f, x, weights, repeats), float(error))
+        time = kernel_time(f, x, weights, repeats)
+        yield Timed(name, 4 + 32 / group, time, error(jax.jit(f)(x, *weights[0]), expected))
+    for coding in (codings.INT8, codings.E4M3):
+        _, words, scale = operands(M, K, N, group, coding)
+        weights = list(zip(words, scale, strict=True))
+        expected = jax.jit(functools.partial(group_scaled.reference, coding=coding))(x, *weights[0])
+        f = functools.partial(own, coding=coding)
+        time = kernel_time(f, x, weights, repeats)
+        yield Timed(coding.name, 8 + 32 / group, time, error(jax.jit(f)(x, *weights[0]), expected))
+    for name, dtype in ROW_SCALED.items():
+        left, *weights = coded(M, K, N, dtype)
+        expected = jax.jit(row_scaled.reference)(left, *weights[0])
+        time = kernel_time(row_scaled.matmul, left, weights, repeats)
+        yield Timed(name, 8, time, error(jax.jit(row_scaled.matmul)(left, *weights[0]), expected))
     mixed = mixed_types(M, K, N, repeats)
     if mixed is not None:
         yield Timed("jax pallas mixed int8, no scales", 8, mixed)
 
 
+def error(y: jax.Array, expected: jax.Array) -> float:
+    """The Frobenius norm of what differs, relative to that of the result."""
+    return float(jnp.linalg.norm((y.astype(jnp.float32) - expected).ravel()) / jnp.linalg.norm(expected.ravel()))
+
+
 def dequantized(x: jax.Array, words: jax.Array, scale: jax.Array) -> jax.Array:
     """What XLA makes of the product where no kernel is taken."""
-    codes = group_scaled.unpack(words, "bfloat16")
+    codes = codings.unpack(words, codings.INT4, "bfloat16")
     weight = codes * jnp.repeat(scale.astype(jnp.bfloat16), x.shape[1] // scale.shape[0], axis=0)
     return jnp.dot(x, weight)
 
 
 def tilings(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[Timed]:
     """Every tiling worth a try, as they are compiled; the one that is taken by itself is marked."""
-    x, words, scale = operands(M, K, N, group)
+    x, words, scale = operands(M, K, N, group, codings.INT4)
     weights = list(zip(words, scale, strict=True))
     expected = jax.jit(group_scaled.reference)(x, *weights[0])
     taken = group_scaled.tiles(M, K, N, group)
@@ -120,33 +138,46 @@ def tilings(M: int, K: int, N: int, group: int, repeats: int) -> Iterator[Timed]
             if isinstance(made, str):
                 print(f"    {name}: {made}", flush=True)
                 continue
-            error = jnp.linalg.norm((made(x, weights)[0] - expected).ravel()) / jnp.linalg.norm(expected.ravel())
-            yield Timed(name, 4 + 32 / group, measured(made, x, weights, repeats), float(error))
+            time = measured(made, x, weights, repeats)
+            yield Timed(name, 4 + 32 / group, time, error(made(x, weights)[0], expected))
 
 
 def candidate_tiles(M: int, K: int, N: int, group: int) -> Iterator[Tiles]:
     """Tiles worth a try: accumulators that fit, no more than four waves of blocks, two steps or more in a part."""
     steps = K // group_scaled.depth(group)
     rows_of_x = [rows for rows in (8, 16, 32, 64, 128) if rows < 2 * max(M, 8) and (rows >= min(M, 64))]
-    for outputs, rows, buffers, splits, warpgroups in itertools.product(
-        (64, 128), rows_of_x, (2, 3, 4, 6), (1, 2, 4, 8, 16), (1, 2)
+    for outputs, rows, buffers, splits, warpgroups, turn in itertools.product(
+        (64, 128), rows_of_x, (2, 3, 4, 6), (1, 2, 4, 8, 16), (1, 2), (1, 2)
     ):
-        blocks = N // outputs * -(-M // rows)
-        fits = N % outputs == 0 and outputs % (64 * warpgroups) == 0 and steps % splits == 0
+        blocks, step = N // outputs * -(-M // rows), group_scaled.depth(group)
+        whole = turn == 1 or group == step or group // step % turn == 0
+        fits = N % outputs == 0 and outputs % (64 * warpgroups) == 0 and steps % (splits * turn) == 0 and whole
         registers = outputs // warpgroups * rows <= 64 * 128
-        shared = buffers * (outputs * 64 + rows * 256) <= 200 * 1024
-        if fits and registers and shared and steps // splits >= 2 and (splits == 1 or blocks * splits <= 1056):
-            yield Tiles(outputs, rows, buffers, splits, warpgroups)
+        shared = buffers * turn * (outputs * 64 + rows * 256) <= 200 * 1024
+        if fits and registers and shared and steps // splits >= 2 * turn and (splits == 1 or blocks * splits <= 1056):
+            yield Tiles(outputs, rows, buffers, splits, warpgroups, turn)
 
 
-def operands(M: int, K: int, N: int, group: int) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
+def operands(M: int, K: int, N: int, group: int, coding: Coding) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
     """x [M, K] bfloat16, and packed codes and scales of random weights, as many as overflow the cache."""
-    step = group_scaled.depth(group)
     x = jax.random.normal(jax.random.key(0), (M, K), jnp.bfloat16)
-    shape = (K // step, N, step // LANES)
-    words = [jax.lax.bitcast_convert_type(jax.random.bits(k, shape), jnp.int32) for k in keys(K * N // 2)]
-    scale = [jax.random.uniform(k, (K // group, N), minval=0.5) for k in keys(K * N // 2)]
-    return x, words, scale
+    step, size = group_scaled.depth(group), K * N * coding.bits // 8
+    entry = f"uint{8 * jnp.dtype(coding.dtype).itemsize}"
+    kept = jnp.asarray(0xEF if coding == codings.E4M3 else jnp.iinfo(entry).max, entry)  # no code is NaN
+    drawn = [jax.random.bits(k, (K // step, N, step // coding.lanes), entry) & kept for k in keys(size)]
+    stored = [jax.lax.bitcast_convert_type(bits, coding.dtype) for bits in drawn]
+    return x, stored, [jax.random.uniform(k, (K // group, N), minval=0.5) for k in keys(size)]
+
+
+def coded(M: int, K: int, N: int, dtype: Any) -> list[Any]:
+    """Codes [M, K] of x, and for every weight its codes as the kernel reads them with scales [M] and [N]."""
+    step, finite = group_scaled.depth(K), jnp.uint8(255 if dtype == jnp.int8 else 0xEF)  # no code of E4M3 is NaN
+
+    def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.lax.bitcast_convert_type(jax.random.bits(key, shape, "uint8") & finite, dtype)
+
+    scales = jnp.full(M, 2.0**-7), jnp.full(N, 2.0**-7)
+    return [draw(jax.random.key(0), (M, K)), *((draw(key, (K // step, N, step)), *scales) for key in keys(K * N))]
 
 
 def keys(size: int) -> jax.Array:

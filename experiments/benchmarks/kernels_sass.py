@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from qjax.kernels.aot import gpu
-from qjax.kernels.gpu import block_scaled, group_scaled
+from qjax.kernels.gpu import block_scaled, codings, group_scaled, row_scaled
 
-KERNELS = {"H100": ("w4a16",), "B200": ("nvfp4", "mxfp4", "mxfp8")}
+CODINGS = {coding.name: coding for coding in (codings.INT4, codings.INT8, codings.E4M3)}  # of weights alone, on Hopper
+ROW_SCALED = {"w8a8": jnp.int8, "fp8": jnp.float8_e4m3fn}  # codes of both operands, on Hopper
+KERNELS = {"H100": (*CODINGS, *ROW_SCALED), "B200": ("nvfp4", "mxfp4", "mxfp8")}
 FORMATS = {  # codes and scales of what the tensor core of Blackwell multiplies
     "nvfp4": (jnp.float4_e2m1fn, jnp.float8_e4m3fn),
     "mxfp4": (jnp.float4_e2m1fn, jnp.float8_e8m0fnu),
@@ -33,10 +35,13 @@ def build(kernel: str, M: int, K: int, N: int) -> tuple[Callable[..., Any], list
         codes, scale = FORMATS[kernel]
         packed = [(block_scaled.packed_shape(rows, K, scale), scale) for rows in (M, N)]
         return block_scaled.matmul, [((M, K), codes), ((N, K), codes), *packed]
-    group = 128 if K % 128 == 0 else 64
-    step = group_scaled.depth(group)
-    f = functools.partial(group_scaled.matmul, tiling=group_scaled.tiles(M, K, N, group))
-    words, scale = ((K // step, N, step // group_scaled.LANES), jnp.int32), ((K // group, N), jnp.float32)
+    step = group_scaled.depth(K)
+    if kernel in ROW_SCALED:
+        codes, scales = ROW_SCALED[kernel], [((M,), jnp.float32), ((N,), jnp.float32)]
+        return row_scaled.matmul, [((M, K), codes), ((K // step, N, step), codes), *scales]
+    group, coding = step, CODINGS[kernel]
+    f = functools.partial(group_scaled.matmul, tiling=group_scaled.tiles(M, K, N, group), coding=coding)
+    words, scale = ((K // step, N, step // coding.lanes), coding.dtype), ((K // group, N), jnp.float32)
     return f, [((M, K), jnp.bfloat16), words, scale]
 
 

@@ -40,6 +40,11 @@ def refuse_blocks(q: QArray) -> str | None:
     return None
 
 
+def whole(meta: Meta, axis: int, size: int) -> bool:
+    """Whether one block spans an axis."""
+    return (meta.block[axis] == FULL or meta.block[axis] >= size) and meta.padding[axis] == 0
+
+
 def refuse_nibbles(q: QArray) -> str | None:
     """Why the nibble layout cannot hold q, or None."""
     if isinstance(q.meta.element, Int) and q.meta.element.bits > 4:

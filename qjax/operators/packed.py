@@ -120,7 +120,7 @@ LAYOUTS: dict[str, Layout] = {
         (nibble_words.NAME, nibble_words.LAYOUT, nibble_words.LAYOUT.implementations),
         (grouped.NIBBLES, grouped.LAYOUT, (nibble_words.ELSEWHERE, *grouped.LAYOUT.implementations)),
         *((name, layout, layout.implementations) for name, layout in narrow_codes.LAYOUTS.items()),
-        (wgmma_words.NAME, wgmma_words.LAYOUT, wgmma_words.LAYOUT.implementations),
+        *((name, layout, layout.implementations) for name, layout in wgmma_words.LAYOUTS.items()),
         (block_scaled_codes.NAME, block_scaled_codes.LAYOUT, ()),
     )
 }

@@ -3,7 +3,8 @@
 Elsewhere, and for formats that no chip multiplies, `Pre` dequantizes its input and the weight takes it as floats. By
 codes the sums are those of exact operands: the values of x are not rounded to its dtype on their way.
 
-Scales a token and an output: W8A8 of LLM.int8 (catalogue C5). Scales of blocks: MXFP4, MXFP8 and NVFP4 (A19, A20).
+Scales a token and an output: W8A8 of LLM.int8 (catalogue C5), and E4M3. Scales of blocks: MXFP4, MXFP8 and NVFP4 (A19,
+A20).
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from jax import Array
 
 from qjax import dispatch
 from qjax.formats.integer import Int
-from qjax.operators import block_scaled_codes, narrow_codes
+from qjax.operators import block_scaled_codes, narrow_codes, row_scaled_codes
+from qjax.operators.grouped import whole
 from qjax.operators.maps.quantize import Quantize
 from qjax.operators.operator import product
 from qjax.operators.packed import Packed
-from qjax.qarray import FULL, Meta, QArray
+from qjax.qarray import FULL, QArray
 from qjax.quantization import steps
 
 
@@ -87,16 +89,11 @@ def _refuse_integers(x: QArray, op: Any) -> str | None:
         if side.offset is not None:
             return f"{name} has a {side.offset}: it takes scales alone"
     K, N = op.shape
-    if not _whole(x.meta, -1, K) or not _whole(meta, -2, K) or (x.meta.block[0] not in (1, FULL)):
+    if not whole(x.meta, -1, K) or not whole(meta, -2, K) or (x.meta.block[0] not in (1, FULL)):
         return f"blocks {x.meta.block} of x and {meta.block} of the weight are not a scale a token and an output"
     from qjax.kernels.tpu import integer_products, tiles  # Pallas takes a second to import
 
     return integer_products.refuse(K, N, 8, tiles.chip())
-
-
-def _whole(meta: Meta, axis: int, size: int) -> bool:
-    """Whether one block spans an axis."""
-    return (meta.block[axis] == FULL or meta.block[axis] >= size) and meta.padding[axis] == 0
 
 
 def integers(x: QArray, op: Any, interpret: Any = False) -> Array:
@@ -111,5 +108,6 @@ def integers(x: QArray, op: Any, interpret: Any = False) -> Array:
 
 JOINTS = (
     Joint("integers", narrow_codes.refuse_platform, _refuse_integers, integers),
+    Joint("row_scaled", row_scaled_codes.refuse_platform, row_scaled_codes.refuse, row_scaled_codes.run),
     Joint("block_scaled", block_scaled_codes.refuse_platform, block_scaled_codes.refuse, block_scaled_codes.run),
 )

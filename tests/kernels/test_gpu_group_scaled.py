@@ -1,68 +1,73 @@
-"""The Hopper kernel: its layout everywhere; itself interpreted, and lowered for the chip, from jax 0.12 on."""
+"""The Hopper kernel of narrow weights: layouts everywhere; itself interpreted, and lowered, from jax 0.12 on."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from qjax import dispatch
 from qjax.kernels.aot import gpu
-from qjax.kernels.gpu import group_scaled
+from qjax.kernels.gpu import codings, group_scaled
+from qjax.kernels.gpu.codings import E4M3, INT4, INT8
 from qjax.kernels.gpu.group_scaled import Tiles
 from qjax.operators.explanation import choices
 from qjax.operators.packed import pack
 from qjax.operators.preparation import prepare, unpack
-from qjax.operators.wgmma_words import NAME, run
+from qjax.operators.wgmma_words import E4M3_BYTES, INT8_BYTES, NAME, run
 from qjax.quantization import dequantize, quantize
 from tests import draw
 from tests.kernels import mosaic_gpu
 
+CODINGS = (INT4, INT8, E4M3)
 
-def problem(M, K, N, group):
+
+def problem(M, K, N, group, coding=INT4):
     """Small integers and power-of-two scales, so that every order of summation and bfloat16 itself are exact."""
     x, codes, steps = (
         np.array(draw.integers(seed, low, high, *shape))
         for seed, (low, high, *shape) in enumerate(((-4, 5, M, K), (-8, 8, K, N), (-3, 3, K // group, N)))
     )
     codes[:16, 0] = np.arange(-8, 8)
+    if coding == INT8:
+        codes[16:48, 1] = np.arange(-128, 128, 8)
     scale = 2.0**steps
     expected = x @ (codes * np.repeat(scale, group, 0))
-    words = group_scaled.pack(jnp.asarray(codes, jnp.int8), group_scaled.depth(group))
+    stored = codes.astype(ml_dtypes.float8_e4m3fn).view(np.uint8) if coding == E4M3 else codes
+    words = codings.pack(
+        jnp.asarray(stored.astype(np.uint8 if coding == E4M3 else np.int8)), group_scaled.depth(group), coding
+    )
     return jnp.asarray(x, jnp.bfloat16), words, jnp.asarray(scale, jnp.float32), expected
-
-
-@pytest.mark.parametrize("step", [64, 128])
-def test_words_hold_every_code_where_the_docstring_says(step):
-    codes = np.array(draw.integers(0, -8, 8, 2, 2 * step, 64))
-    words = group_scaled.pack(jnp.asarray(codes, jnp.int8), step)
-    assert words.shape == (2, 2, 64, step // 8) and words.dtype == jnp.int32
-    assert (np.asarray(group_scaled.unpack(words, "int8")) == codes).all()
-    bits = np.asarray(words).view(np.uint32)
-    for i, j in ((0, 0), (1, 3), (3, step // 8 - 1)):
-        first = 2 * (j + i * step // 8)
-        for nibble, k in ((i, first), (i + 4, first + 1)):
-            assert (bits[1, 1, :, j] >> (4 * nibble) & 15 == codes[1, step + k] & 15).all()
 
 
 @mosaic_gpu.needed
 @pytest.mark.parametrize(
-    ("M", "K", "N", "group", "tiling"),
+    ("M", "K", "N", "group", "tiling", "coding"),
     [
-        (5, 512, 128, 256, Tiles(64, 8, 2, 2)),  # two tiles of outputs, two steps a group, the depth split
-        (9, 192, 64, 64, Tiles(64, 8, 2, 1)),  # two tiles of rows, the second ragged; more steps than buffers
-        (9, 512, 128, 128, Tiles(128, 8, 2, 1, 2)),  # two warpgroups multiply, a third copies
+        (5, 512, 128, 256, Tiles(64, 8, 2, 2), INT4),  # two tiles of outputs, two steps a group, the depth split
+        (9, 192, 64, 64, Tiles(64, 8, 2, 1), INT4),  # two tiles of rows, the second ragged; more steps than buffers
+        (9, 512, 128, 128, Tiles(128, 8, 2, 1, 2), INT4),  # two warpgroups multiply, a third copies
+        (5, 512, 64, 256, Tiles(64, 8, 2, 2, 1, 2), INT8),  # two steps a turn, one group
+        (9, 768, 64, 128, Tiles(64, 16, 2, 1, 1, 2), INT4),  # a group a step
+        (9, 192, 64, 64, Tiles(64, 8, 2, 1), E4M3),
+        (9, 256, 128, 256, Tiles(128, 8, 2, 1, 2), E4M3),
     ],
+    ids=lambda value: getattr(value, "name", None),
 )
-def test_exact_where_sums_are_and_no_races(M, K, N, group, tiling):
-    x, words, scale, expected = problem(M, K, N, group)
-    y = group_scaled.matmul(x, words, scale, tiling, mosaic_gpu.interpreter())
+def test_exact_where_sums_are_and_no_races(M, K, N, group, tiling, coding):
+    x, words, scale, expected = problem(M, K, N, group, coding)
+    y = group_scaled.matmul(x, words, scale, tiling, mosaic_gpu.interpreter(), coding=coding)
     assert y.shape == (M, N) and y.dtype == jnp.float32
     assert (np.asarray(y) == expected).all()
-    assert (np.asarray(group_scaled.reference(x, words, scale)) == expected).all()
+    assert (np.asarray(group_scaled.reference(x, words, scale, coding)) == expected).all()
 
 
+@pytest.mark.parametrize("coding", CODINGS, ids=[coding.name for coding in CODINGS])
 @pytest.mark.parametrize(
     ("M", "K", "N", "group", "tiling"),
     [
@@ -78,57 +83,29 @@ def test_exact_where_sums_are_and_no_races(M, K, N, group, tiling):
         (16, 8192, 128, 128, Tiles(64, 16, 6, 32)),
         (256, 1024, 128, 128, Tiles(128, 64, 2, 1)),
         (256, 1024, 256, 1024, Tiles(128, 128, 4, 2, 2)),
+        (64, 4096, 4096, 128, None),  # two steps a turn
+        (64, 1024, 256, 1024, Tiles(64, 64, 2, 2, 1, 2)),
     ],
 )
-def test_exact_on_a_chip_and_the_same_every_time(M, K, N, group, tiling):
+def test_exact_on_a_chip_and_the_same_every_time(M, K, N, group, tiling, coding):
     mosaic_gpu.skip_without("9.0")
-    x, words, scale, expected = problem(M, K, N, group)
-    f = jax.jit(lambda *operands: group_scaled.matmul(*operands, tiling))
+    x, words, scale, expected = problem(M, K, N, group, coding)
+    f = jax.jit(lambda *operands: group_scaled.matmul(*operands, tiling, coding=coding))
     for _ in range(20):  # a race would show in some of them
         assert (np.asarray(f(x, words, scale)) == expected).all()
-    y = group_scaled.matmul(x, words, scale, tiling, dtype=jnp.bfloat16)
+    y = group_scaled.matmul(x, words, scale, tiling, dtype=jnp.bfloat16, coding=coding)
     assert (y == jnp.asarray(expected).astype(jnp.bfloat16)).all()
 
 
 @mosaic_gpu.needed
-def test_words_lie_in_registers_as_the_operand_does():
-    """What is no more than another name for registers on the chip: element by element, by the layouts' own tilings.
-
-    And WGMMA's by the figure of the PTX manual (m64k16, 16 bits): lane l of warp w has the rows 16 w + l / 4 and eight
-    below, the columns 2 (l % 4) and the one after, and both eight to the right.
-    """
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
-    def elements(layout, shape):
-        """[warp, lane, register, element of it] -> flat index into shape, registers in the order of their array."""
-        tiled = layout.tiling.tile_shape(shape)
-        index = np.arange(np.prod(shape)).reshape(shape)
-        for tile in layout.tiling.tiles:
-            lead = index.ndim - len(tile)
-            cut = [index.shape[:lead]] + [(n // t, t) for n, t in zip(index.shape[lead:], tile, strict=True)]
-            index = index.reshape([n for part in cut for n in part])
-            order = [lead + 2 * i for i in range(len(tile))] + [lead + 2 * i + 1 for i in range(len(tile))]
-            index = index.transpose([*range(lead), *order])
-        assert index.shape == tuple(tiled)
-        warp, lanes, vector = layout.warp_dims, layout.lane_dims, layout.vector_dim
-        found = np.moveaxis(index, [*warp, *lanes, vector], [0, 1, 2, -1])
-        return found.reshape(4, 32, -1, found.shape[-1])
-
-    words = elements(group_scaled._words_layout().to_mgpu(), (64, 16))[..., 0]
-    halves = elements(plgpu.Layout.WGMMA.to_mgpu(), (64, 32))
-    row, column = np.divmod(words, 16)
-    assert (halves[..., 0] == row * 32 + 2 * column).all() and (halves[..., 1] == halves[..., 0] + 1).all()
-    warp, lane = np.arange(4)[:, None, None], np.arange(32)[None, :, None]
-    across, down = (a.reshape(-1) for a in np.meshgrid([0, 8, 16, 24], [0, 8], indexing="ij"))
-    assert (halves[..., 0] == (16 * warp + lane // 4 + down) * 32 + 2 * (lane % 4) + across).all()
-
-
-@mosaic_gpu.needed
+@pytest.mark.parametrize("coding", CODINGS, ids=[coding.name for coding in CODINGS])
 @pytest.mark.parametrize(("M", "group"), [(16, 128), (512, 64)])
-def test_lowers_for_hopper_without_its_packages(M, group):
+def test_lowers_for_hopper_without_its_packages(M, group, coding):
     K, N, step = 576 * 2, 192, group_scaled.depth(group)
-    shapes = ((M, K), jnp.bfloat16), ((K // step, N, step // 8), jnp.int32), ((K // group, N), jnp.float32)
-    assert "mosaic_gpu" in gpu.lower(gpu.GPUS["H100"], group_scaled.matmul, *shapes).as_text()
+    words = (K // step, N, step // coding.lanes), coding.dtype
+    f = functools.partial(group_scaled.matmul, coding=coding)
+    lowered = gpu.lower(gpu.GPUS["H100"], f, ((M, K), jnp.bfloat16), words, ((K // group, N), jnp.float32))
+    assert "mosaic_gpu" in lowered.as_text()
 
 
 def test_tiles_fill_the_chip_and_divide_what_they_cut():
@@ -138,6 +115,12 @@ def test_tiles_fill_the_chip_and_divide_what_they_cut():
             assert N % tiling.outputs == 0 and K // group_scaled.depth(group) % tiling.splits == 0
             assert tiling.outputs // tiling.warpgroups * tiling.rows <= 64 * 128  # two accumulators of 64 registers
             assert tiling.splits == 1 or 8 * tiling.splits * M <= K
+            assert K // group_scaled.depth(group) // tiling.splits % tiling.turn == 0
+            assert tiling.turn == (2 if M == 64 and N == 4096 else 1)
+    assert group_scaled.tiles(64, 3072, 4096, 384).turn == 1  # a turn of two would end within a group
+    x, words, scale = jnp.ones((2, 768), jnp.bfloat16), jnp.ones((6, 64, 16), jnp.int32), jnp.ones((2, 64))
+    with pytest.raises(ValueError, match="groups of 384 end within a turn of 256"):
+        group_scaled.matmul(x, words, scale, Tiles(64, 8, 2, 1, 1, 2))
 
 
 def test_shapes_that_do_not_fit_raise():
@@ -151,17 +134,31 @@ def test_shapes_that_do_not_fit_raise():
         ((x, words, scale, Tiles(128, 8)), "do not divide"),
         ((x, words, scale, Tiles(64, 8, 2, 3)), "do not divide"),
         ((x, words, scale, Tiles(64, 8, 2, 1, 2)), "do not divide"),
+        ((x, words, scale, Tiles(64, 8, 2, 2, 1, 2)), "do not divide"),
         ((x, words, scale, Tiles(64, 8, 2, 1, 4)), "one warpgroup multiplies or two do"),
+        ((x, words, scale, None, False, jnp.float32, INT8), "w8a16 takes words of int8, not int32"),
     ):
         with pytest.raises(ValueError, match=match):
             group_scaled.matmul(*arguments)
 
 
-@pytest.mark.parametrize("fmt", ["int4_g64", "int3_g128"])
+FORMATS = {
+    "int4_g64": "gpu.wgmma_words.1",
+    "int3_g128": "gpu.wgmma_words.1",
+    "int8_g64": "gpu.wgmma.int8.1",
+    "int6_g128": "gpu.wgmma.int8.1",
+    "int8_channel": "gpu.wgmma.int8.1",
+    "int8_tensor": "gpu.wgmma.int8.1",
+    "fp8_e4m3": "gpu.wgmma.e4m3.1",
+    "fp8_e4m3_g128": "gpu.wgmma.e4m3.1",
+}
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_layout_is_exact_and_explain_says_why_not(fmt):
     q = quantize(jnp.asarray(draw.normal(0, 256, 64)), fmt)
     p = prepare({"w": q}, target="gpu")["w"]
-    assert p.layout == NAME and p.shape == q.shape
+    assert p.layout == FORMATS[fmt] and p.shape == q.shape
     back = unpack({"w": p})["w"]
     assert back.codes.dtype == q.codes.dtype and bool((back.codes == q.codes).all())
     (told,) = choices(p, tokens=1)
@@ -173,29 +170,39 @@ def test_layout_is_exact_and_explain_says_why_not(fmt):
 
 
 @mosaic_gpu.needed
-def test_kernel_reads_the_layout():
-    q = quantize(jnp.asarray(draw.normal(0, 160, 64)), "int4_g64")  # 160 is padded to three groups
-    p = pack(q, NAME)
-    x = jnp.asarray(draw.normal(1, 2, 3, 160)).astype(jnp.bfloat16)
+@pytest.mark.parametrize("fmt", ["int4_g64", "int8_g64", "int8_tensor", "fp8_e4m3_g64"])
+def test_kernel_reads_the_layout(fmt):
+    K = 192 if "tensor" in fmt else 160  # padded to three groups
+    q = quantize(jnp.asarray(draw.normal(0, K, 64)), fmt)
+    p = prepare({"w": q}, target="gpu")["w"]
+    x = jnp.asarray(draw.normal(1, 2, 3, K)).astype(jnp.bfloat16)
     expected = np.asarray(x, np.float32) @ np.asarray(dequantize(q))
     np.testing.assert_allclose(run(x, p, jnp.float32, mosaic_gpu.interpreter()), expected, atol=1e-4)
 
 
-def test_layout_refuses_what_the_kernel_cannot_hold():
+def test_layouts_refuse_what_the_kernel_cannot_hold():
     w = jnp.asarray(draw.normal(0, 128, 128))
-    for fmt, match in (("int4_g64_affine", "uint4"), ("int4_g32", "no multiple of 64"), ("int8", "int8 codes do not")):
+    for fmt, layout, match in (
+        ("int4_g64_affine", NAME, "uint4"),
+        ("int4_g32", NAME, "no multiple of 64"),
+        ("int8", NAME, "int8 codes do not fit int4"),
+        ("int8_affine", INT8_BYTES, "uint8 codes do not fit int8"),
+        ("int8_t32x32", INT8_BYTES, "do not lie along the inputs alone"),
+        ("fp8_e5m2", E4M3_BYTES, "e5m2 is not e4m3"),
+    ):
         with pytest.raises(ValueError, match=match):
-            pack(quantize(w, fmt), NAME)
+            pack(quantize(w, fmt), layout)
+    q = quantize(w, "fp8_e4m3")
+    with pytest.raises(ValueError, match="a code of it is NaN, which the kernel would take for 480"):
+        pack(dataclasses.replace(q, codes=q.codes.at[3, 4].set(jnp.uint8(255))), E4M3_BYTES)
 
 
-def test_gradients_are_those_of_the_reference():
-    x, words, scale, _ = problem(4, 64, 64, 64)
-
-    def slopes(f):
-        return f((x, words, scale), jnp.ones((4, 64)))
-
-    dx, dwords, dscale = slopes(lambda kept, dy: group_scaled._backward(None, False, jnp.float32, kept, dy))
-    codes = np.asarray(group_scaled.unpack(words, "float32"))
+@pytest.mark.parametrize("coding", CODINGS, ids=[coding.name for coding in CODINGS])
+def test_gradients_are_those_of_the_reference(coding):
+    x, words, scale, _ = problem(4, 64, 64, 64, coding)
+    kept, dy = (x, words, scale), jnp.ones((4, 64))
+    dx, dwords, dscale = group_scaled._backward(None, False, jnp.float32, coding, kept, dy)
+    codes = np.asarray(coding.decode(codings.unpack(words, coding, "uint8" if coding == E4M3 else "int8")))
     assert dwords.dtype == jax.dtypes.float0
     np.testing.assert_allclose(np.asarray(dx, np.float32), np.broadcast_to((codes * scale).sum(1), (4, 64)), rtol=1e-2)
     np.testing.assert_allclose(dscale[0], (np.asarray(x, np.float32) @ codes).sum(0), rtol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 from qjax import dispatch
 from qjax.kernels.aot import gpu
-from qjax.operators import block_scaled_codes, rounded_inputs
+from qjax.operators import block_scaled_codes, rounded_inputs, row_scaled_codes
 from qjax.operators.explanation import choices
 from qjax.operators.maps.quantize import Quantize
 from qjax.operators.packed import pack, unpack
@@ -54,6 +55,32 @@ def test_scaled_blocks_are_multiplied_as_they_are(fmt):
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
 
 
+@mosaic_gpu.needed
+@pytest.mark.parametrize(
+    ("fmt", "inputs_in", "static"),
+    [
+        ("int8", "int8", False),
+        ("int8_tensor", "int8_tensor", True),
+        ("fp8_e4m3", "fp8_e4m3", False),
+        ("fp8_e4m3_tensor", "fp8_e4m3_tensor", False),
+    ],
+)
+def test_eight_bits_are_multiplied_as_they_are_on_hopper(fmt, inputs_in, static):
+    x = inputs(3, 2)
+    T = Quantize.static(inputs_in, -3.0, 3.0) if static else Quantize.dynamic(inputs_in)
+    p = prepare(weight(fmt), "gpu")
+    run = functools.partial(row_scaled_codes.run, interpret=mosaic_gpu.interpreter())
+    assert rounded_inputs.refusals(T, p, "gpu")["row_scaled"] is None
+    (joint,) = (joint._replace(run=run) for joint in rounded_inputs.JOINTS if joint.name == "row_scaled")
+    expected = np.asarray(T.apply(x), np.float64) @ np.asarray(dequantize(weight(fmt)), np.float64)
+    np.testing.assert_allclose(rounded_inputs.matmul(joint, x, T, p), expected, rtol=1e-5, atol=1e-4)
+    slopes = [
+        jax.grad(lambda x, f=f: (f(x) ** 2).sum())(x)
+        for f in (lambda x: rounded_inputs.matmul(joint, x, T, p), lambda x: Pre(T, p).matmul(x))
+    ]
+    np.testing.assert_allclose(*slopes, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("static", [False, True])
 def test_integers_are_multiplied_as_they_are(prepared, static):
@@ -82,7 +109,10 @@ def test_what_is_taken_and_why_not():
     reasons = dict(told.refused)
     if jax.__version_info__ >= (0, 12):
         assert told.implementation == "integers" and not told.dequantizes
-        assert reasons["block_scaled"] == "it is compiled for gpu, not tpu"
+        assert reasons["block_scaled"] == reasons["row_scaled"] == "it is compiled for gpu, not tpu"
+        for fmt in ("int8", "fp8_e4m3"):
+            (told,) = choices(Pre(Quantize.dynamic(fmt), prepare(weight(fmt), "gpu")), 1, "gpu")
+            assert told.implementation == "row_scaled" and not told.dequantizes
         (told,) = choices(Pre(Quantize.dynamic("nvfp4"), pack(weight("nvfp4"), block_scaled_codes.NAME)), 1, "gpu")
         assert told.implementation == "block_scaled"
         for T, op, platform, words in (
@@ -91,14 +121,33 @@ def test_what_is_taken_and_why_not():
             (Quantize.dynamic("fp8_e4m3"), q, "tpu", "x has e4m3 codes"),
             (Quantize.dynamic("int8"), weight("int8", 2), "tpu", "batch axes"),
             (Quantize.dynamic("nvfp4"), weight("nvfp4"), "gpu", "prepare it"),
+            (Quantize.dynamic("int8"), q, "hopper", "gpu.wgmma.e4m3.1: prepare it"),
+            (Quantize.dynamic("int4"), prepare(weight("int4"), "gpu"), "hopper", "no codes of four bits"),
+            (Quantize.dynamic("fp8_e4m3"), prepare(q, "gpu"), "hopper", "x has e4m3 codes and the weight int8"),
+            (Quantize.dynamic("int8_affine"), prepare(q, "gpu"), "hopper", "x has uint8 codes and the weight int8"),
+            (Quantize.dynamic("int8_g64"), prepare(q, "gpu"), "hopper", "not a scale a token and an output"),
+            (Quantize.dynamic("int8"), prepare(weight("int8_g64"), "gpu"), "hopper", "not a scale a token and an"),
             (Quantize.dynamic("mxfp4"), pack(weight("nvfp4"), block_scaled_codes.NAME), "gpu", "one format for both"),
         ):
-            name = "integers" if platform == "tpu" else "block_scaled"
-            assert words in (rounded_inputs.refusals(T, op, platform)[name] or "")
+            name = {"tpu": "integers", "gpu": "block_scaled", "hopper": "row_scaled"}[platform]
+            assert words in (rounded_inputs.refusals(T, op, platform.replace("hopper", "gpu"))[name] or "")
     else:
         assert "needs jax 0.12" in reasons["integers"]
     with pytest.raises(ValueError, match=r"'integers' cannot run QArray .256, 128.: it is compiled for tpu, not cpu"):
         dispatch.matmul(inputs(2), Pre(Quantize.dynamic("int8"), q), implementation="integers")
+
+
+@mosaic_gpu.needed
+def test_each_generation_of_gpus_says_whose_the_kernels_are(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for found, name, words in (
+        ("10.0", "row_scaled", "WGMMA is of compute capability 9.0; this GPU's is 10.0"),
+        ("9.0", "block_scaled", "a product of scaled blocks is of compute capability 10.0; this GPU's is 9.0"),
+    ):
+        monkeypatch.setattr(jax, "devices", lambda found=found: [types.SimpleNamespace(compute_capability=found)])
+        whys = {joint.name: joint.elsewhere("gpu") for joint in rounded_inputs.JOINTS}
+        assert whys.pop(name) == words and whys.pop("integers") == "it is compiled for tpu, not gpu"
+        assert list(whys.values()) == [None]
 
 
 def test_the_scales_of_a_packed_leaf_are_no_leaf_of_their_own():

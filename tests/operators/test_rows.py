@@ -23,6 +23,8 @@ ROWS_OF = {
     "tpu.e4m3.1": "fp8_e4m3",
     "tpu.table4.1": "nf4_g64",
     "gpu.wgmma_words.1": "int4_g64_narrow_f32",
+    "gpu.wgmma.int8.1": "int8_g64",
+    "gpu.wgmma.e4m3.1": "fp8_e4m3_tensor",
     "gpu.block_scaled.1": "mxfp4",
 }
 
