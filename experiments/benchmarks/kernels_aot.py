@@ -20,6 +20,7 @@ from experiments.benchmarks.kernels_peers import print_peers
 from experiments.benchmarks.kernels_peers_table import PRODUCTS
 from qjax.formats.elements import NF4
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
+from qjax.kernels.aot.tpu import Estimate
 from qjax.kernels.tpu import codings, dynamic_products, group_scaled, integer_products
 from qjax.kernels.tpu.tiles import Blocks
 from qjax.operators import Hadamard
@@ -31,6 +32,8 @@ WEIGHTS = {  # weights alone are narrow: their coding, the length of a group and
     "fp8": (codings.E4M3, 128, jnp.float32),
     "mxfp4": (codings.E2M1, 32, jnp.float8_e8m0fnu),
     "nvfp4": (codings.E2M1, 16, jnp.float8_e4m3fn),
+    "mxfp4pairs": (codings.E2M1_PAIRS, 32, jnp.float8_e8m0fnu),  # as they lie for v4
+    "nvfp4pairs": (codings.E2M1_PAIRS, 16, jnp.float8_e4m3fn),
     "t4a16": (codings.TABLE4, 64, jnp.float32),  # NF4
 }
 INTEGERS = {"w8a8": jnp.int8, "w4a4": jnp.int4, "dynamic w8a8": jnp.int8}
@@ -62,7 +65,8 @@ def build(
         return product, [((M, K), codes), ((K, N), codes), *scales]
     name, scaled = kernel.split()
     coding, group, scale = WEIGHTS[name]
-    coding, group = codings.taken(coding, scaled, chip), math.gcd(K, group)
+    group = math.gcd(K, group)
+    coding = codings.taken(coding, scaled, chip, group)
     tiling = group_scaled.blocks(M, K, N, group, coding, scaled, chip) if tiling is None else tiling
     table = None if coding.lookup is None else NF4.values()
     return (
@@ -86,6 +90,30 @@ def floor(kernel: str, chip: str, M: int, K: int, N: int) -> Roofline:
     moved = sum(bits(dtype) * math.prod(shape) for shape, dtype in arguments) / 8 + 4 * M * N
     rate = getattr(CHIPS[chip], str(jnp.dtype(INTEGERS[kernel]))) if kernel in INTEGERS else None
     return roofline(CHIPS[chip], 2 * M * K * N, moved, rate)
+
+
+def issued(kernel: str, chip: str, M: int, K: int, N: int, found: Estimate, least: Roofline) -> dict[str, Any]:
+    """For a chip without a model: the cycles of a kernel of scaled groups if none of its bundles waited.
+
+    Its program, a block long, is issued once a block, on as many cores as the chip has, what stands around it once. Or
+    the bytes over the bandwidth, if they take longer; and the speed against reading the weight in bfloat16.
+    """
+    name, _, scaled = kernel.partition(" ")
+    if CHIPS[chip].estimated or name not in WEIGHTS or found.problem is not None:
+        return {}
+    coding, group, _ = WEIGHTS[name]
+    coding, group = codings.taken(coding, scaled, chip, math.gcd(K, group)), math.gcd(K, group)
+    rows, columns, depth, _ = group_scaled.blocks(M, K, N, group, coding, scaled, chip)
+    blocks = -(-M // rows) * (K // depth) * math.ceil(N // columns / CHIPS[chip].cores)
+    cycles = max(found.largest * blocks + found.bundles - found.largest, round(least.memory))
+    return {"issued": cycles, "speed_of_bf16_floor": round(floor("bf16 XLA", chip, M, K, N).cycles / cycles, 2)}
+
+
+def said_issued(record: dict[str, Any]) -> str:
+    """The same in words; nothing where a record has none."""
+    if "issued" not in record:
+        return ""
+    return f": {record['issued']} cycles if no bundle waits, {record['speed_of_bf16_floor']:.2f} of bfloat16's bytes"
 
 
 def print_table(
@@ -134,6 +162,7 @@ def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_js
             "share": None if cycles is None else round(least.cycles / cycles, 3),
             "speed_of_bf16": None if cycles is None or base is None else round(base / cycles, 2),
             **beside(best.get(kind), cycles),
+            **issued(kernel, chip, M, K, N, found, least),
             "bundles": found.bundles,
             "spills": found.spills,
             "problem": found.problem,
@@ -143,7 +172,11 @@ def print_shape(chip: str, M: int, K: int, N: int, kernels: Sequence[str], as_js
         elif found.problem is not None:
             print(f"  {kernel:12s} not compiled: {found.problem}", flush=True)
         elif cycles is None:
-            print(f"  {kernel:12s} compiled, no estimate; {found.bundles} bundles, {found.spills} spills", flush=True)
+            print(
+                f"  {kernel:12s} compiled, no estimate{said_issued(record)}; {found.bundles} bundles,"
+                f" {found.spills} spills",
+                flush=True,
+            )
         else:
             speed = "" if base is None else f"  {base / cycles:5.2f} of bfloat16's speed"
             print(
