@@ -19,11 +19,13 @@ from experiments.benchmarks.kernels_floor import beside, bits, compiled, said_be
 from experiments.benchmarks.kernels_peers import print_peers
 from experiments.benchmarks.kernels_peers_table import PRODUCTS
 from qjax.formats.elements import NF4
+from qjax.formats.spelling import as_format
 from qjax.kernels.aot.chips import CHIPS, Roofline, roofline
 from qjax.kernels.aot.tpu import Estimate
 from qjax.kernels.tpu import codings, dynamic_products, group_scaled, integer_products
 from qjax.kernels.tpu.tiles import Blocks
-from qjax.operators import Hadamard
+from qjax.operators import Hadamard, Quantize, fused_rounding
+from qjax.quantization import steps
 
 WEIGHTS = {  # weights alone are narrow: their coding, the length of a group and the type of its scale
     "w2a16": (codings.INT2, 128, jnp.float32),
@@ -38,7 +40,9 @@ WEIGHTS = {  # weights alone are narrow: their coding, the length of a group and
 }
 INTEGERS = {"w8a8": jnp.int8, "w4a4": jnp.int4, "dynamic w8a8": jnp.int8}
 ROTATED = ("hadamard w8a8", "XLA hadamard w8a8")  # all channels together; fused, and by XLA in front of the kernel
-INTEGERS |= dict.fromkeys(ROTATED, jnp.int8)
+RULED = ("dynamic int8", "hadamard int8")  # with the codes and scales of the format int8, as operators have them
+CHAIN = "XLA dynamic int8"  # the same codes, made by XLA in front of the product of codes
+INTEGERS |= dict.fromkeys((*ROTATED, *RULED, CHAIN), jnp.int8)
 KERNELS = ("bf16 XLA", *(f"{name} {scaled}" for name in WEIGHTS for scaled in ("sums", "codes")), *INTEGERS)
 SIZES = ("4096x4096", "8192x28672", "576x1536")
 ROWS = (16, 512, 2048)
@@ -51,12 +55,16 @@ def build(
     x = ((M, K), jnp.bfloat16)
     if kernel == "bf16 XLA":
         return functools.partial(jnp.dot, preferred_element_type=jnp.float32), [x, ((K, N), jnp.bfloat16)]
-    if kernel in ("dynamic w8a8", *ROTATED):
+    if kernel in ("dynamic w8a8", *ROTATED, *RULED):
         tiling = dynamic_products.blocks(M, K, N, chip) if tiling is None else tiling
-        f = functools.partial(dynamic_products.matmul, tiling=tiling)
-        if kernel in ROTATED:
-            f = functools.partial(rotated, f, fused=kernel == ROTATED[0])
+        rule = fused_rounding.rule(as_format("int8")) if kernel in RULED else None
+        f = functools.partial(dynamic_products.matmul, tiling=tiling, rule=rule)
+        if "hadamard" in kernel:
+            f = functools.partial(rotated, f, fused="XLA" not in kernel)
         return f, [x, ((K, N), jnp.int8), ((N,), jnp.float32)]
+    if kernel == CHAIN:
+        tiling = integer_products.blocks(M, K, N, 8, chip) if tiling is None else tiling
+        return functools.partial(chained, tiling=tiling), [x, ((K, N), jnp.int8), ((N,), jnp.float32)]
     if kernel in INTEGERS:
         codes = INTEGERS[kernel]
         scales = [((M,), jnp.float32), ((N,), jnp.float32)]
@@ -82,6 +90,14 @@ def rotated(
     if fused:
         return product(x, codes, scale, size=x.shape[1])
     return product(Hadamard(None, x.shape[1], sylvester=True).apply(x), codes, scale)
+
+
+def chained(x: jax.Array, codes: jax.Array, scale: jax.Array, tiling: Blocks) -> jax.Array:
+    """x rounded to the format int8 by XLA, and its codes multiplied by the kernel."""
+    rounded = Quantize.dynamic("int8").codes(x)
+    row, _ = steps(rounded)
+    assert row is not None
+    return integer_products.matmul(rounded.codes, codes, row[:, 0], scale, tiling)
 
 
 def floor(kernel: str, chip: str, M: int, K: int, N: int) -> Roofline:
