@@ -130,13 +130,16 @@ def _whole(meta: Meta, axis: int, size: int) -> bool:
 
 
 def integers(x: QArray, op: Any, interpret: Any = False) -> Array:
-    """Signed codes [T, K] and [K, N] under a scale a row and a column."""
-    from qjax.kernels.tpu import integer_products
+    """Signed codes [T, K] and [K, N] under a scale a row and a column: by the kernel, or XLA where that is faster."""
+    from qjax.kernels.tpu import integer_products, tiles
 
     (x_scale, _), (scale, _), N = steps(x), steps(op.grid), op.shape[-1]
     assert x_scale is not None and scale is not None  # `refuse`: integers have scales
     rows, columns = jnp.broadcast_to(x_scale[:, 0], x.shape[:1]), jnp.broadcast_to(scale[0], (N,))
-    return integer_products.matmul(x.codes, op.codes.reshape(-1, N), rows, columns, interpret=interpret)
+    operands = x.codes, op.codes.reshape(-1, N), rows, columns
+    if not integer_products.prefer(x.shape[0], tiles.chip()):
+        return integer_products.reference(*operands)
+    return integer_products.matmul(*operands, interpret=interpret)
 
 
 _FUSED = Joint(
