@@ -40,6 +40,7 @@ class Estimate(NamedTuple):
     bundles: int = 0  # of the final schedules, a loop's body counted once
     spills: int = 0  # stores of registers
     problem: str | None = None  # why it did not compile
+    largest: int = 0  # bundles of the operation that has most
     accessed: int = 0  # bytes that XLA counts its operations to read and write; a kernel's are not known to it
 
 
@@ -92,8 +93,9 @@ def _compile(chip: Chip, f: Callable[..., Any], shapes: Sequence[Any], folder: p
     ]
     uses = [_utilization(path) for path in folder.glob("*final_hlo-static-per-bundle-utilization.txt")]
     bundles, spills = (sum(part) for part in zip(*uses, strict=True)) if uses else (0, 0)
+    largest = max((use[0] for use in uses), default=0)
     accessed = int((compiled.cost_analysis() or {}).get("bytes accessed", 0))
-    return Estimate(sum(cycles) if cycles else None, bundles, spills, accessed=accessed)
+    return Estimate(sum(cycles) if cycles else None, bundles, spills, None, largest, accessed)
 
 
 def _mesh(device: Any) -> AbstractMesh:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from qjax.formats import elements
-from qjax.kernels.tpu import lookups
+from qjax.kernels.tpu import bfloat16_words, lookups
 from qjax.kernels.tpu.tiles import LANES
 
 
@@ -29,6 +29,9 @@ class Coding(NamedTuple):
     decode   : codes [K, N] -> their values as float32; for the reference.
     lookup   : None, or how codes are looked up in tables of their weight (`lookups.laid_out`), which `operands` and
                `decode` take as well. By "bytes" two arrays in a row have to be added to give an operand.
+    stride   : the order of rows in operands, which x takes as well: `bfloat16_words.in_order`.
+    scaled   : what scales meet under few rows of x, "sums" or "codes", where it is not the kernel's affair.
+    packing  : (codes [..., K, N], span) -> stored, and back; where it is not `pack`.
     """
 
     name: str
@@ -41,6 +44,17 @@ class Coding(NamedTuple):
     factor: float = 1.0
     above: int = 0
     lookup: str | None = None
+    stride: int = 1
+    scaled: str | None = None
+    packing: tuple[Callable[[jax.Array, int], jax.Array], Callable[[jax.Array], jax.Array]] | None = None
+
+    def stored(self, codes: jax.Array, span: int) -> jax.Array:
+        """Codes [..., K, N], counted from the lowest, as they are stored: [..., K / (packed span), span, N]."""
+        return pack(codes, span, self.packed) if self.packing is None else self.packing[0](codes, span)
+
+    def restored(self, stored: jax.Array) -> jax.Array:
+        """The inverse of `stored`: uint8 [..., K, N]."""
+        return unpack(stored, self.packed) if self.packing is None else self.packing[1](stored)
 
     @property
     def summands(self) -> int:
@@ -124,21 +138,36 @@ INT2 = Coding("w2a16", 2, jnp.uint8, 32, 4, _small(2), _less(2), 2.0**-9, 2)
 INT4 = Coding("w4a16", 4, jnp.uint8, 32, 2, _small(4), _less(8), 2.0**-9, 8)
 INT8 = Coding("w8a16", 8, jnp.int8, 32, 1, _bytes, _less(0))
 E2M1 = Coding("e2m1a16", 4, jnp.uint8, 32, 2, _e2m1, elements.E2M1.decode, 2.0**-14)
+E2M1_PAIRS = Coding(
+    "e2m1pairs",
+    8,
+    jnp.uint16,
+    16,
+    2,
+    bfloat16_words.e2m1,
+    elements.E2M1.decode,
+    4.0,
+    scaled="codes",
+    packing=(bfloat16_words.e2m1_pack, bfloat16_words.e2m1_unpack),
+)
 E4M3 = Coding("e4m3a16", 8, jnp.uint8, 32, 1, _e4m3, elements.E4M3.decode)
 TABLE4 = Coding("t4a16", 4, jnp.uint8, 32, 2, lookups.by_bytes, lookups.decode, lookup="bytes")
 
 
-def taken(coding: Coding, scaled: str, chip: str | None) -> Coding:
+def taken(coding: Coding, scaled: str, chip: str | None, group: int = bfloat16_words.TILE) -> Coding:
     """The coding as a kernel for scaled "sums" or "codes" takes it on a chip of `aot.chips.CHIPS` (None: not known).
 
     Small integers become bfloat16 where the unit has no floats of eight bits, and where scales meet the codes, since
     there they would be converted from either. Tables are looked up by words there too, since they give bfloat16, and on
-    chips that gather no bytes.
+    chips that gather no bytes. On v4 all integers become bfloat16 by words, unless scales of less than a tile of rows
+    meet them, whose order would not be theirs.
     """
     if coding.lookup is not None:
         words = scaled == "codes" or chip in ("v5e", "v5p")
         return coding._replace(operands=lookups.by_words, lookup="words") if words else coding
-    if not coding.above or coding.factor == 1 or (scaled == "sums" and chip != "v4"):
+    if chip == "v4" and coding.name in BY_WORDS and (scaled == "sums" or group % bfloat16_words.TILE == 0):
+        return BY_WORDS[coding.name]
+    if not coding.above or coding.factor == 1 or coding.stride > 1 or (scaled == "sums" and chip != "v4"):
         return coding
 
     def operands(stored: jax.Array) -> tuple[jax.Array, ...]:
@@ -147,10 +176,22 @@ def taken(coding: Coding, scaled: str, chip: str | None) -> Coding:
     return coding._replace(operands=operands, factor=1.0)
 
 
+def _by_words(coding: Coding) -> Coding:
+    """Integers of at most four bits, counted from the lowest n, as 1 + n / 2^bits."""
+    top = 2**coding.bits
+    return coding._replace(
+        operands=bfloat16_words.small(coding.bits), factor=1 / top, above=top + coding.above, stride=2
+    )
+
+
+BY_WORDS = {coding.name: _by_words(coding) for coding in (INT2, INT4)}
+BY_WORDS[INT8.name] = INT8._replace(operands=bfloat16_words.whole, stride=4)
+
+
 def refuse(coding: Coding, chip: str | None) -> str | None:
     """Why a chip cannot run a coding, or None."""
     if chip == "v4" and coding.lookup is not None:
         return "TPU v4 gathers nothing along the sublanes of a register, where the table is"
     if chip == "v4" and coding in (E2M1, E4M3):
-        return "TPU v4 multiplies no floats of eight bits, and decoding to bfloat16 takes longer than reading it would"
+        return "TPU v4 multiplies no floats of eight bits" + (": prepare for tpu-v4" if coding == E2M1 else "")
     return None

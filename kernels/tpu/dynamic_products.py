@@ -4,20 +4,22 @@ A row's scale is its largest magnitude over 127, and its codes are x times the i
 quantization per token, as LLM.int8 and ZeroQuant do it. Fused in front of the product, x is read once in bfloat16 and
 its codes are never written: the block of x stays in vector memory, is rounded for the first columns and its codes
 serve the others. A Hadamard rotation may come first, as in QuaRot (Ashkboos et al. 2024): a block is rotated where it
-is rounded (`hadamard`), in float32 between the two.
+is rounded (`hadamard`), in float32 between the two. A `Rule` gives the codes and the scales of a format instead.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from qjax.formats import rules
 from qjax.kernels.tpu import hadamard, integer_products, tiles
 from qjax.kernels.tpu.integer_products import LIMIT, ROWS
 from qjax.kernels.tpu.tiles import LANES, Blocks
@@ -27,6 +29,32 @@ INFINITE = 0x7F800000  # the bits of infinity: libtpu has no estimate of a maxim
 SMALLEST = 1e-30  # a row's largest magnitude below it counts as zero
 STRIP = 512  # columns of x rounded at a time
 ROOM = 4 << 20  # bytes of codes of x in vector memory
+
+
+class Rule(NamedTuple):
+    """The scale of a row as a format has it, and its codes: those of `qjax.quantize`, bit for bit.
+
+    scale = largest / divisor, within [least, most], rounded to `stored` ("bfloat16" or "float32"), 1 for zeros; codes =
+    x / scale rounded half to even, within [low, high]. Infinities saturate; a NaN makes the scale NaN.
+    """
+
+    divisor: float
+    low: float
+    high: float
+    stored: str
+    least: float
+    most: float
+
+    def scale(self, largest: jax.Array, nan: jax.Array) -> jax.Array:
+        """Of rows with these largest magnitudes; `nan`: whether they have one."""
+        asked = rules.quotient(jnp.minimum(largest, jnp.float32(rules.F32_MAX)), self.divisor)
+        kept = jnp.clip(jnp.where(largest == 0, jnp.float32(1), asked), jnp.float32(self.least), jnp.float32(self.most))
+        return jnp.where(nan, jnp.float32(jnp.nan), kept.astype(self.stored).astype(jnp.float32))
+
+    def codes(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+        """int8, 0 for NaN."""
+        ratio = jnp.clip(rules.quotient(x.astype(jnp.float32), scale), jnp.float32(self.low), jnp.float32(self.high))
+        return jnp.round(jnp.where(jnp.isnan(ratio), jnp.float32(0), ratio)).astype(jnp.int8)
 
 
 def refuse(K: int, N: int, chip: str | None = None, size: int | None = None) -> str | None:
@@ -54,12 +82,14 @@ def matmul(
     interpret: Any = False,
     signs: jax.Array | None = None,
     size: int | None = None,
+    rule: Rule | None = None,
 ) -> jax.Array:
     """x [M, K] bfloat16 or float32, rounded to int8 by rows, @ codes [K, N] int8, times the scales -> [M, N] float32.
 
     scale [N] float32. With a `size`, what is rounded is x times signs [K] (None: 1) and the Hadamard matrix of that
     size, by blocks of channels. M is padded to whole blocks; `tiling` must have the depth K and divide N; `interpret`
-    goes to `pallas_call`. Codes and sums are those of `reference`, but for the order of a rotation's own sums.
+    goes to `pallas_call`. Codes and sums are those of `reference`, but for the order of a rotation's own sums. A `rule`
+    says how rows are rounded, if not by 127.
     ValueError for what does not fit.
     """
     (M, K), N = x.shape, codes.shape[1]
@@ -76,7 +106,7 @@ def matmul(
     rows = -(-M // bm) * bm
     rotation = [] if size is None else hadamard.operands(signs, x.dtype)
     call = pl.pallas_call(
-        functools.partial(_kernel, size=size),
+        functools.partial(_kernel, size=size, rule=rule),
         out_shape=jax.ShapeDtypeStruct((rows, N), jnp.float32),
         grid=(rows // bm, N // bn),
         in_specs=[
@@ -120,12 +150,13 @@ def round_rows(x: jax.Array, inverse: jax.Array) -> jax.Array:
     return jnp.round(x.astype(jnp.float32) * inverse).astype(jnp.int8)
 
 
-def _kernel(x_ref: Any, w_ref: Any, scale_ref: Any, *refs: Any, size: int | None) -> None:
+def _kernel(x_ref: Any, w_ref: Any, scale_ref: Any, *refs: Any, size: int | None, rule: Rule | None) -> None:
     """One block of y; strips of rows and columns, so that what is rounded at a time stays in registers."""
     *rotation, y_ref, codes_ref, x_scale_ref = refs if size is None else refs[:-1]
     rows, K = x_ref.shape
     width = tiles.divisor(K, STRIP, LANES) or K
     parts = [slice(start, start + width) for start in range(0, K, width)]
+    unit = np.float32(1) if size is None else hadamard.shrink(size)
 
     def strip(i: Any, carry: None) -> None:
         here = pl.ds(pl.multiple_of(i * ROWS[8], ROWS[8]), ROWS[8])
@@ -134,10 +165,16 @@ def _kernel(x_ref: Any, w_ref: Any, scale_ref: Any, *refs: Any, size: int | None
             source, at = refs[-1], slice(None)
             hadamard.transform(x_ref, here, rotation, source, size)
         peak = functools.reduce(jnp.maximum, [magnitudes(source[at, part]) for part in parts])
-        scale, inverse = scales(
-            jnp.max(lax.bitcast_convert_type(jnp.minimum(peak, INFINITE), jnp.float32), axis=1, keepdims=True)
-        )
-        x_scale_ref[here, :] = scale if size is None else scale * hadamard.shrink(size)
+        largest = jnp.max(lax.bitcast_convert_type(jnp.minimum(peak, INFINITE), jnp.float32), axis=1, keepdims=True)
+        if rule is not None:
+            marked = jnp.where(peak > INFINITE, jnp.float32(1), jnp.float32(0))
+            scale = rule.scale(largest * unit, jnp.max(marked, axis=1, keepdims=True) > 0)
+            x_scale_ref[here, :] = scale
+            for part in parts:
+                codes_ref[here, part] = rule.codes(source[at, part].astype(jnp.float32) * unit, scale)
+            return
+        scale, inverse = scales(largest)
+        x_scale_ref[here, :] = scale * unit
         for part in parts:
             codes_ref[here, part] = round_rows(source[at, part], inverse)
 
@@ -150,11 +187,21 @@ def _kernel(x_ref: Any, w_ref: Any, scale_ref: Any, *refs: Any, size: int | None
 
 
 def reference(
-    x: jax.Array, codes: jax.Array, scale: jax.Array, signs: jax.Array | None = None, size: int | None = None
+    x: jax.Array,
+    codes: jax.Array,
+    scale: jax.Array,
+    signs: jax.Array | None = None,
+    size: int | None = None,
+    rule: Rule | None = None,
 ) -> jax.Array:
     """What `matmul` computes, by XLA on any platform and for every size: float32 [M, N]."""
-    x = x if size is None else hadamard.reference(x, signs, size)
+    x, unit = (x, np.float32(1)) if size is None else (hadamard.reference(x, signs, size), hadamard.shrink(size))
     peak = jnp.max(magnitudes(x), axis=1, keepdims=True, initial=0)
-    x_scale, inverse = scales(lax.bitcast_convert_type(peak, jnp.float32))
-    x_scale = x_scale if size is None else x_scale * hadamard.shrink(size)
-    return integer_products.reference(round_rows(x, inverse), codes, x_scale[:, 0], scale)
+    if rule is not None:
+        largest = lax.bitcast_convert_type(jnp.minimum(peak, INFINITE), jnp.float32) * unit
+        x_scale = rule.scale(largest, peak > INFINITE)
+        rounded = rule.codes(x.astype(jnp.float32) * unit, x_scale)
+    else:
+        x_scale, inverse = scales(lax.bitcast_convert_type(peak, jnp.float32))
+        rounded, x_scale = round_rows(x, inverse), x_scale * unit
+    return integer_products.reference(rounded, codes, x_scale[:, 0], scale)

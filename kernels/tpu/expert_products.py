@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qjax.kernels.tpu import block_scales, codings, group_scaled, spans, tiles
+from qjax.kernels.tpu import bfloat16_words, block_scales, codings, group_scaled, spans, tiles
 from qjax.kernels.tpu.codings import Coding
 from qjax.kernels.tpu.tiles import Blocks
 
@@ -99,8 +99,8 @@ def matmul(
     span = coding.span(K, group)
     assert span is not None  # refused before
     if scaled is None:
-        scaled = group_scaled.formulation(-(-M // E), spans.copies(span, group))
-    coding = codings.taken(coding, scaled, tiles.chip())
+        scaled = coding.scaled or group_scaled.formulation(-(-M // E), spans.copies(span, group))
+    coding = codings.taken(coding, scaled, tiles.chip(), group)
     copies = spans.copies(span, group) if scaled == "sums" else 1
     tiling = blocks(M, E, K, N, group, coding, scaled, tiles.chip()) if tiling is None else tiling
     bm, bn, bk, buffers = tiling
@@ -110,6 +110,7 @@ def matmul(
     placed = jnp.take(x.astype(jnp.bfloat16), at.source, axis=0, mode="fill", fill_value=0)
     if scaled == "sums":
         placed = spans.spread(placed * jnp.bfloat16(1 / coding.factor), bm, span, group)
+    placed = bfloat16_words.in_order(placed, coding.stride)
     count, across, down = at.expert.shape[0], N // bn, K // bk
 
     def matrix(i: Any, j: Any, k: Any, expert: Any, used: Any) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qjax.kernels.tpu import block_scales, codings, lookups, spans, streamed, tiles
+from qjax.kernels.tpu import bfloat16_words, block_scales, codings, lookups, spans, streamed, tiles
 from qjax.kernels.tpu.codings import Coding
 from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
@@ -73,7 +73,7 @@ def cut(
 def _largest(M: int, K: int, group: int, coding: Coding, scaled: str | None, chip: str | None) -> tuple[str, Blocks]:
     """The formulation, and its largest blocks."""
     if scaled is None:
-        scaled = formulation(M, spans.copies(_span(coding, K, group), group))
+        scaled = coding.scaled or formulation(M, spans.copies(_span(coding, K, group), group))
     return scaled, tiles.largest(f"{coding.name} {scaled}", M, chip) or DEFAULTS[scaled]
 
 
@@ -131,8 +131,8 @@ def matmul(
     if M == 0:
         return jnp.zeros((0, N), jnp.float32)
     span = _span(coding, K, group)
-    scaled = formulation(M, spans.copies(span, group)) if scaled is None else scaled
-    coding = codings.taken(coding, scaled, tiles.chip())
+    scaled = scaled or coding.scaled or formulation(M, spans.copies(span, group))
+    coding = codings.taken(coding, scaled, tiles.chip(), group)
     copies = spans.copies(span, group) if scaled == "sums" else 1
     tiling = blocks(M, K, N, group, coding, scaled, tiles.chip()) if tiling is None else tiling
     bm, bn, bk, buffers = tiling
@@ -142,6 +142,7 @@ def matmul(
     x = jnp.pad(x.astype(jnp.bfloat16), [(0, rows - M), (0, 0)])
     if scaled == "sums":
         x = spans.spread(x * jnp.bfloat16(1 / coding.factor), bm, span, group)
+    x = bfloat16_words.in_order(x, coding.stride)
     scale = block_scales.handed(scale)
     tables, unit = (), None
     if table is not None and coding.lookup is not None:
@@ -248,7 +249,7 @@ def values(K: int, codes: jax.Array, scale: jax.Array, coding: Coding, table: ja
     groups = scale.shape[0]
     if coding.packed > 1:
         span = _span(coding, K, K // groups)
-        codes = codings.unpack(codes.reshape(-1, span, codes.shape[1]), coding.packed)
+        codes = coding.restored(codes.reshape(-1, span, codes.shape[1]))
     decoded = coding.decode(codes) if table is None else coding.decode(codes, table)
     return decoded * jnp.repeat(scale.astype(jnp.float32), K // groups, axis=0)
 

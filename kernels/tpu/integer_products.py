@@ -37,6 +37,15 @@ def refuse(K: int, N: int, bits: int, chip: str | None = None) -> str | None:
     return None
 
 
+def prefer(M: int, chip: str | None) -> bool:
+    """Whether M rows come sooner by the kernel than by XLA's product (`reference`), by libtpu's estimates.
+
+    Not on 7x, where 16 rows and a weight of 4096 x 4096 take XLA 11025 cycles and the kernel 14694, 512 rows 38565 and
+    40163, 2048 rows 146674 and 149421; nor few rows on v6e, 18270 and 18887 (`experiments.benchmarks.kernels --peers`).
+    """
+    return chip != "7x" and (chip != "v6e" or M > FEW)
+
+
 def blocks(M: int, K: int, N: int, bits: int, chip: str | None = None) -> Blocks:
     """The blocks taken where none are given: the table's for the chip, but as deep as fits, that few sums are moved."""
     default = Blocks(512, 1024 if M <= FEW else 512, 4096)

@@ -16,6 +16,7 @@ from jax import Array
 
 from qjax.formats.integer import Int
 from qjax.integer.execution import operand
+from qjax.operators.fused_rounding import refuse_rotation
 from qjax.operators.maps.hadamard import Hadamard
 from qjax.operators.narrow_codes import refuse_platform
 from qjax.qarray import FULL, QArray
@@ -63,7 +64,7 @@ def dynamic_matmul(
         )
     if K * 2**14 >= 2**31:
         raise ValueError(f"dynamic_matmul: the sum of {K} products of int8 may overflow int32")
-    why = refuse_platform(jax.default_backend()) or _refuse_rotation(rotation, K)
+    why = refuse_platform(jax.default_backend()) or refuse_rotation(rotation)
     why = why or dynamic_products.refuse(K, N, tiles.chip(), None if rotation is None else rotation.size)
     if implementation == "mosaic" and why is not None:
         raise ValueError(f"dynamic_matmul: the kernel 'mosaic' cannot run: {why}")
@@ -85,15 +86,6 @@ def dynamic_matmul(
 
 def _turned(x: Array, rotation: Hadamard | None) -> Array:
     return x if rotation is None else rotation.apply(x.astype(jnp.float32))
-
-
-def _refuse_rotation(rotation: Hadamard | None, K: int) -> str | None:
-    """Why the kernel does not turn x so, whatever the size, or None."""
-    if rotation is None:
-        return None
-    if rotation.backwards:
-        return "the rotation is an inverse, which the kernel does not apply"
-    return None if rotation.sylvester else "the rotation's powers of two are not Sylvester's (`sylvester=True`)"
 
 
 def _straight(product: Any, x: Array, codes: Array, scale: Array, rotation: Hadamard | None) -> Array:

@@ -29,7 +29,7 @@ def integer_matmul(
     The result is that of the dequantized arrays up to the rounding of float32 after the integer sums. Groups of x and w
     may differ where the longer is a multiple of the shorter. `bias` [N] int32 is added to the sums: `integer_bias`.
     "mosaic" is the kernel of `qjax.kernels.tpu.integer_products`, for a scale a row of x and a column of w; with None
-    it is taken where it can run.
+    it is taken where it can run and is the faster (`integer_products.prefer`).
 
     >>> from qjax.quantization import quantize
     >>> x, w = jnp.array([[1.0, -2.0]]), jnp.array([[3.0], [1.0]])
@@ -46,7 +46,8 @@ def integer_matmul(
     if implementation == "mosaic" and why is not None:
         raise ValueError(f"integer_matmul: the kernel 'mosaic' cannot run: {why}")
     if why is None:
-        return _by_kernel(left, right, 4 if x.meta.element.bits <= 4 and w.meta.element.bits <= 4 else 8)
+        bits = 4 if x.meta.element.bits <= 4 and w.meta.element.bits <= 4 else 8
+        return _by_codes(left, right, bits, implementation == "mosaic")
     if bias is not None and left.codes.shape[0] > 1:
         raise ValueError(f"integer_matmul: a bias is added to one sum, but {left.codes.shape[0]} groups have their own")
 
@@ -78,11 +79,14 @@ def _centred(q: QArray) -> bool:
     return q.meta.offset is None and isinstance(q.meta.element, Int) and q.meta.element.signed
 
 
-def _by_kernel(x: Side, w: Side, bits: int, interpret: bool = False) -> Array:
-    from qjax.kernels.tpu import integer_products  # Pallas takes a second to import
+def _by_codes(x: Side, w: Side, bits: int, named: bool, interpret: bool = False) -> Array:
+    """One group of signed codes: by the kernel where it is named or preferred, else by XLA's own product."""
+    from qjax.kernels.tpu import integer_products, tiles  # Pallas takes a second to import
 
     dtype = jnp.int4 if bits == 4 else jnp.int8
     left, right = x.codes[0].astype(dtype), w.codes[0].astype(dtype).T
+    if not named and bits == 8 and not integer_products.prefer(left.shape[0], tiles.chip()):
+        return integer_products.reference(left, right, x.scale[0], w.scale[0])
     return integer_products.matmul(left, right, x.scale[0], w.scale[0], interpret=interpret)
 
 

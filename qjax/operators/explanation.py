@@ -38,9 +38,11 @@ def choices(tree: Any, tokens: int = 1, platform: str | None = None) -> tuple[Ch
     for key, top in tops:
         nodes = list(walk(top, jax.tree_util.keystr(key, simple=True, separator="/")))
         parts = {id(part) for _, node in nodes if isinstance(node, Packed) for part in node.children().values()}
-        maps = {id(node.op): node.T for _, node in nodes if isinstance(node, Pre)}
+        pres = [node for _, node in nodes if isinstance(node, Pre)]
+        maps = {id(node.op): node.T for node in pres}
+        turns = {id(node.op.op): node.T for node in pres if isinstance(node.op, Pre)}
         found += [
-            _choice(path, node, maps.get(id(node)), tokens, platform)
+            _choice(path, node, maps.get(id(node)), turns.get(id(node)), tokens, platform)
             for path, node in nodes
             if isinstance(node, (QArray, Packed)) and id(node) not in parts
         ]
@@ -65,12 +67,14 @@ def explain(tree: Any, tokens: int = 1, platform: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def _choice(path: str, leaf: QArray | Packed, T: Any, tokens: int, platform: str) -> Choice:
-    """What matmul does for a leaf behind a map T of its inputs, or None."""
+def _choice(path: str, leaf: QArray | Packed, T: Any, turn: Any, tokens: int, platform: str) -> Choice:
+    """What matmul does for a leaf behind a map T of its inputs, or None, and another in front of that, or None."""
     meta = leaf.meta if isinstance(leaf, QArray) else leaf.grid.meta
     candidates = dispatch.IMPLEMENTATIONS if isinstance(leaf, QArray) else LAYOUTS[leaf.layout].implementations
     whys = rounded_inputs.refusals(T, leaf, platform)
-    joint = next((name for name, why in whys.items() if why is None), None)
+    if turn is not None:
+        whys = rounded_inputs.refusals(T, leaf, platform, rotation=turn) | whys
+    joint = rounded_inputs.first(whys)
     name = choose(candidates, leaf, tokens, platform).name if joint is None else joint
     whys |= {c.name: c.refuse(leaf, tokens, platform, jnp.float32) for c in candidates}
     refused = tuple((name, why) for name, why in whys.items() if why is not None)

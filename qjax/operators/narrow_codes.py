@@ -49,9 +49,12 @@ KINDS = {
     "tpu.int4.2": _integers(4),
     "tpu.int8.1": _integers(8),
     "tpu.e2m1.1": _exactly(E2M1, "E2M1"),
+    "tpu.e2m1_pairs.1": _exactly(E2M1, "E2M1_PAIRS"),
     "tpu.e4m3.1": _exactly(E4M3, "E4M3"),
     "tpu.table4.1": Kind("TABLE4", _values),
 }
+
+OWN = {"tpu.e2m1_pairs.1": "tpu-v4"}  # what is laid out for one chip
 
 
 def coding(layout: str) -> Any:
@@ -204,12 +207,10 @@ def _pack(q: QArray, layout: str) -> jax.Array:
     kind, group = coding(layout), _group(q.grid, K)
     if kind.packed == 1:
         return q.codes.astype(kind.dtype).reshape(*lead, K // group, group, N)
-    from qjax.kernels.tpu import codings
-
     span = kind.span(K, group)
     assert span is not None  # `refuse`
-    codes = q.codes + jnp.asarray(kind.above, q.codes.dtype)
-    return codings.pack(codes, span, kind.packed)
+    stored: jax.Array = kind.stored(q.codes + jnp.asarray(kind.above, q.codes.dtype), span)
+    return stored
 
 
 def _unpack(codes: jax.Array, grid: Grid, layout: str) -> jax.Array:
@@ -217,9 +218,8 @@ def _unpack(codes: jax.Array, grid: Grid, layout: str) -> jax.Array:
     kind, dtype = coding(layout), grid.meta.element.code_dtype
     if kind.packed == 1:
         return codes.astype(dtype).reshape(*lead, parts * rows, N)
-    from qjax.kernels.tpu import codings
-
-    return codings.unpack(codes, kind.packed).astype(dtype) - jnp.asarray(kind.above, dtype)
+    restored: jax.Array = kind.restored(codes)
+    return restored.astype(dtype) - jnp.asarray(kind.above, dtype)
 
 
 def columns(codes: jax.Array, ids: jax.Array, interpret: bool = False) -> jax.Array:
@@ -242,7 +242,7 @@ def _core(codes: jax.Array, grid: Grid, layout: str) -> tuple[int, int]:
 
 def _layout(name: str) -> Layout:
     return Layout(
-        target="tpu",
+        target=OWN.get(name, "tpu"),
         refuse=lambda q: refuse(q, name),
         missing=lambda: None,
         pack=lambda q: _pack(q, name),

@@ -41,9 +41,13 @@ class Pre(Operator):
         return np.dtype(self.op.dtype)
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
-        joint = rounded_inputs.chosen(self.T, self.op, implementation, x.dtype)
+        if isinstance(self.op, Pre):
+            T, op, rotation = self.op.T, self.op.op, self.T
+        else:
+            T, op, rotation = self.T, self.op, None
+        joint = rounded_inputs.chosen(T, op, implementation, x.dtype, rotation)
         if joint is not None:
-            return rounded_inputs.matmul(joint, x, self.T, self.op, dtype)
+            return rounded_inputs.matmul(joint, x, T, op, dtype, rotation)
         return dispatch.matmul(self.T.apply(x), self.op, dtype=dtype, implementation=implementation)
 
     def affine(self) -> tuple[jax.Array, jax.Array | None]:

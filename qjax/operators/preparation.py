@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from qjax.kernels.tpu import tiles
 from qjax.operators import packed
 from qjax.operators.packed import LAYOUTS, Packed
 from qjax.qarray import QArray
@@ -16,9 +17,10 @@ def prepare(tree: Any, target: str = "cpu") -> Any:
 
     The others stay (`explain` shows why, and why a leaf is not in a faster layout). Layouts fit matrices
     [batch..., K, N]. Do this once, after quantization: matmul never repacks. On cpu the first call builds a kernel if
-    there is a C++ compiler. ValueError for an unknown target or when no leaf fits.
+    there is a C++ compiler. "tpu-v4" is that chip, with layouts of its own in front of those of all TPUs; on one, so is
+    "tpu". ValueError for an unknown target or when no leaf fits.
     """
-    layouts = [name for name, layout in LAYOUTS.items() if layout.target == target]
+    layouts = _layouts(target)
     if not layouts:
         raise ValueError(f"no layout for target {target!r}: know {sorted({x.target for x in LAYOUTS.values()})}")
     changed = 0
@@ -36,6 +38,14 @@ def prepare(tree: Any, target: str = "cpu") -> Any:
             f"prepare: no QArray of this tree fits a layout of {target!r} ({', '.join(layouts)}); see explain"
         )
     return result
+
+
+def _layouts(target: str) -> list[str]:
+    """The names of the layouts tried for a target, in order: those of one chip in front of those of its kind."""
+    kind, _, chip = target.partition("-")
+    chip = (tiles.chip() or "") if target == "tpu" else chip
+    own = [name for name, layout in LAYOUTS.items() if layout.target == f"{kind}-{chip}"]
+    return own + [name for name, layout in LAYOUTS.items() if layout.target == kind and (own or target == kind)]
 
 
 def unpack(tree: Any) -> Any:

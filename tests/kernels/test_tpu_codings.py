@@ -28,23 +28,27 @@ TINY = 2.0**-126  # below it float32 arithmetic flushes
 
 def stored(codes, coding, group):
     """The array a kernel reads."""
-    span = coding.span(codes.shape[0], group)
-    return codings.pack(jnp.asarray(codes), span, coding.packed).reshape(-1, codes.shape[1])
+    return coding.stored(jnp.asarray(codes), coding.span(codes.shape[0], group)).reshape(-1, codes.shape[1])
 
 
 @pytest.mark.parametrize("scaled", ["sums", "codes"])
+@pytest.mark.parametrize("coding", [codings.E2M1, codings.E2M1_PAIRS], ids=lambda coding: coding.name)
 @pytest.mark.parametrize(
     ("group", "kind", "last"),  # the code of the last scale that is finite, 2^14 times as large and multiplied with 6
     [(32, ml_dtypes.float8_e8m0fnu, 127 + 113), (16, ml_dtypes.float8_e4m3fn, 126)],  # MXFP4, NVFP4
 )
-def test_every_code_of_e2m1_is_exact_under_every_block_scale(group, kind, last, scaled):
-    """Every weight as the kernel multiplies it: its product with the identity."""
+def test_every_code_of_e2m1_is_exact_under_every_block_scale(group, kind, last, coding, scaled):
+    """Every weight as the kernel multiplies it: its product with the identity.
+
+    Pairs are four times their value: a quarter of the scale is what meets them, and it is to be a normal number.
+    """
+    first = 3 if coding.factor > 1 else 1
     codes = np.tile(np.arange(16, dtype=np.uint8)[:, None], (4, 128))
-    scale = np.resize(np.arange(1, last + 1, dtype=np.uint8), (64 // group, 128)).view(kind)
+    scale = np.resize(np.arange(first, last + 1, dtype=np.uint8), (64 // group, 128)).view(kind)
     steps = np.repeat(scale.astype(np.float64), group, 0)
     expected = E2M1[codes] * steps
-    arguments = jnp.eye(64, dtype=jnp.bfloat16), stored(codes, codings.E2M1, group), jnp.asarray(scale)
-    y = group_scaled.matmul(*arguments, codings.E2M1, Blocks(64, 128, 64), scaled, True)
+    arguments = jnp.eye(64, dtype=jnp.bfloat16), stored(codes, coding, group), jnp.asarray(scale)
+    y = group_scaled.matmul(*arguments, coding, Blocks(64, 128, 64), scaled, True)
     assert y.dtype == jnp.float32
     y, kept = np.asarray(y), (np.abs(expected) >= TINY) | (expected == 0)
     assert (y[kept] == expected[kept]).all() and (np.abs(y[~kept]) < TINY).all()
@@ -164,18 +168,21 @@ def test_gradients_pass_scales_of_a_byte():
 
 def test_the_chip_without_a_unit_for_the_operands_is_told(monkeypatch):
     p = pack(quantize(jnp.ones((64, 128)), "mxfp4"), "tpu.e2m1.1")
-    for chip, match in (("v4", "no floats of eight bits"), ("v5e", None)):
+    for chip, match in (("v4", "no floats of eight bits: prepare for tpu-v4"), ("v5e", None)):
         monkeypatch.setattr(tiles, "chip", lambda chip=chip: chip)
         monkeypatch.setattr(narrow_codes, "refuse_platform", lambda platform: None)
         why = narrow_codes.refuse_kernel(p, 1, "tpu", jnp.bfloat16)
         assert (why is None) if match is None else match in why
 
 
-def test_layouts_are_inverted_over_every_code():
-    codes = jnp.asarray(np.tile(np.arange(16, dtype=np.uint8)[:, None], (4, 128)))
-    p = pack(QArray(codes, (jnp.ones((2, 128)),), None, None, Meta(elements.E2M1, (32, 1))), "tpu.e2m1.1")
+@pytest.mark.parametrize("layout", ["tpu.e2m1.1", "tpu.e2m1_pairs.1"])
+def test_layouts_are_inverted_over_every_code(layout):
+    """Every code beside every other one, negative zeros too."""
+    codes = jnp.asarray(np.concatenate([np.arange(4096) // 16 % 16, np.arange(4096) % 16]), jnp.uint8).reshape(64, 128)
+    p = pack(QArray(codes, (jnp.ones((2, 128)),), None, None, Meta(elements.E2M1, (32, 1))), layout)
     assert (np.asarray(unpack({"w": p})["w"].codes) == codes).all()
-    assert p.codes.nbytes == codes.nbytes // 2 and LAYOUTS[p.layout].core(p.codes, p.grid) == codes.shape
+    assert p.codes.nbytes == codes.nbytes // (1 if "pairs" in layout else 2)
+    assert LAYOUTS[p.layout].core(p.codes, p.grid) == codes.shape
 
 
 def test_layouts_refuse_what_is_not_theirs():

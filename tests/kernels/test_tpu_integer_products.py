@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from qjax.integer import execution, integer_matmul
-from qjax.kernels.tpu import integer_products
+from qjax.kernels.tpu import integer_products, tiles
 from qjax.kernels.tpu.tiles import Blocks
+from qjax.operators import rounded_inputs
 from qjax.quantization import quantize
 from tests import draw
 
@@ -72,6 +73,23 @@ def test_an_integer_product_goes_through_it(left, right, bits):
     w = quantize(jnp.asarray(draw.normal(1, 128, 128)), right)
     sides = execution._operands(x, w)
     assert execution._refuse_kernel(x, w, None, sides[0]) == "it is compiled for tpu, not cpu"
-    np.testing.assert_allclose(execution._by_kernel(*sides, bits, interpret=True), integer_matmul(x, w), rtol=1e-6)
+    np.testing.assert_allclose(execution._by_codes(*sides, bits, True, interpret=True), integer_matmul(x, w), rtol=1e-6)
     with pytest.raises(ValueError, match="'mosaic' cannot run: it is compiled for tpu"):
         integer_matmul(x, w, implementation="mosaic")
+
+
+@pytest.mark.parametrize(
+    ("chip", "M", "taken"), [("7x", 512, False), ("v6e", 3, False), ("v6e", 100, True), (None, 3, True)]
+)
+def test_xla_is_left_what_it_multiplies_sooner(monkeypatch, chip, M, taken):
+    """Unless the kernel is named; the results are the same."""
+    monkeypatch.setattr(tiles, "chip", lambda: chip)
+    x, w = quantize(jnp.ones((M, 128)), "int8", axis=-1), quantize(jnp.ones((128, 128)), "int8")
+    sides = execution._operands(x, w)
+    for named in (False, True):
+        traced = jax.make_jaxpr(lambda *sides, named=named: execution._by_codes(*sides, 8, named, True))(*sides)
+        assert ("pallas_call" in str(traced)) == (taken or named)
+    assert ("pallas_call" in str(jax.make_jaxpr(lambda x: rounded_inputs.integers(x, w, True))(x))) == taken
+    expected = execution._by_codes(*sides, 8, True, True)
+    np.testing.assert_array_equal(execution._by_codes(*sides, 8, False, True), expected)
+    np.testing.assert_array_equal(rounded_inputs.integers(x, w, True), expected)
