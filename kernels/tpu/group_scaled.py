@@ -28,6 +28,7 @@ from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
 SUBLANES = 16  # rows of bfloat16 in one tile of registers
 DEFAULTS = {"sums": Blocks(512, 1024, 4096), "codes": Blocks(512, 1024, 2048)}  # where the table has nothing
+V4 = {"codes": Blocks(512, 512, 1024)}  # it has 16 MiB of vector memory and keeps converted codes there
 RING = 12 << 20  # bytes of weights in vector memory when blocks are copied by hand; 16 MiB is the least a chip allows
 
 
@@ -75,7 +76,8 @@ def _largest(M: int, K: int, group: int, coding: Coding, scaled: str | None, chi
     """The formulation, and its largest blocks."""
     if scaled is None:
         scaled = formulation(M, spans.copies(_span(coding, K, group), group))
-    return scaled, tiles.largest(f"{coding.name} {scaled}", M, chip) or DEFAULTS[scaled]
+    default = (DEFAULTS | V4 if chip == "v4" else DEFAULTS)[scaled]
+    return scaled, tiles.largest(f"{coding.name} {scaled}", M, chip) or default
 
 
 def _whole(M: int) -> int:
