@@ -16,6 +16,8 @@ from qjax.kernels.tpu import spans
 
 SUBLANES = 16  # rows of bfloat16 in one tile of registers: b is filled up to a multiple
 MOST = 512  # of t's columns: with more, blocks of t and b no longer fit beside those of the weight
+LARGE = 1 << 20  # weights a block, scaled before they are multiplied, beside which the compiler's limit leaves no room
+LIMIT = 32 << 20  # bytes of vector memory asked for there; v4, which has 16 MiB, takes smaller blocks
 
 
 class Epilogue(NamedTuple):
@@ -43,6 +45,11 @@ def misfit(epilogue: Epilogue, M: int, N: int) -> str | None:
         shapes = f"t {t.shape}, b {b.shape} and outer {None if outer is None else outer.shape}"
         return f"{shapes} are not [{M}, R], [R, {N}] and [1, {N}]"
     return refuse(rank)
+
+
+def limit(added: Sequence[Any], weights: int) -> int | None:
+    """Bytes of vector memory to ask for beside a block of so many scaled weights, or None for the compiler's own."""
+    return LIMIT if added and weights > LARGE else None
 
 
 def handed(epilogue: Epilogue, rows: int, unit: jax.Array | None) -> tuple[jax.Array, ...]:

@@ -114,7 +114,6 @@ def matmul(
     "sums" or "codes", by the number of rows where None. M is padded to whole blocks, K and N are multiples of those of
     `tiling`; `interpret` goes to `pallas_call`. Gradients reach x, the arrays of `epilogue`, and scale unless it has a
     byte, and are those of `reference`. ValueError for shapes that do not fit.
-
     epilogue: what is added to the product in the same kernel, and what it is multiplied by before that.
 
     table: for a coding with a `lookup`, the float32 values of its codes [16], rounded to bfloat16 as x is: within 2^-9,
@@ -157,9 +156,8 @@ def matmul(
     if table is not None and coding.lookup is not None:
         laid_out, unit = lookups.laid_out(jnp.asarray(table, jnp.float32), coding.lookup)
         tables = (laid_out,)
-    added = ()
-    if epilogue is not None:
-        added, unit = epilogues.handed(epilogue, rows, unit), None
+    added = () if epilogue is None else epilogues.handed(epilogue, rows, unit)
+    unit = unit if epilogue is None else None  # it is handed
     if buffers > 2:
         if scaled != "sums" or bk < K or bm < rows:
             raise ValueError(
@@ -182,7 +180,10 @@ def matmul(
             pltpu.VMEM((bk // group, bn), jnp.float32),
             *([spans.room_for_levels(bk, bm * copies, coding, span)] if scaled == "sums" else []),
         ],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=epilogues.limit(added, bn * bk) if scaled == "codes" else None,
+        ),
         name=f"{coding.name}_{scaled}",
         interpret=interpret,
     )
