@@ -6,6 +6,7 @@ python -m experiments.benchmarks.kernels --aot [--chips v5e v6e H100 B200] [--si
 python -m experiments.benchmarks.kernels --aot --attention [int8 int4] [--chips v5e v6e]
 python -m experiments.benchmarks.kernels --aot --experts [--chips v5e v6e]
 python -m experiments.benchmarks.kernels --aot --rows [--chips v5e v6e]
+python -m experiments.benchmarks.kernels --aot --epilogues [32 256] [--sizes 4096x4096] [--tokens 16] [--chips v5e v6e]
 python -m experiments.benchmarks.kernels --aot --peers [--attention | --experts] [--chips v5e v6e]
 
 With --aot the kernels for TPUs and GPUs are compiled for chips that are not here (needs qjax[kernels]; seconds each).
@@ -34,6 +35,7 @@ import qjax
 from experiments.benchmarks import (
     kernels_aot,
     kernels_attention,
+    kernels_epilogues,
     kernels_experts,
     kernels_gpu,
     kernels_rows,
@@ -125,21 +127,29 @@ def main() -> None:
     )
     parser.add_argument("--experts", action="store_true", help="of TPUs for rows sorted by expert, instead of products")
     parser.add_argument("--rows", action="store_true", help="of TPUs for rows of an embedding, instead of products")
+    parser.add_argument(
+        "--epilogues", nargs="*", type=int, metavar="RANK", help="of TPUs, corrections in the kernel and apart"
+    )
     parser.add_argument("--peers", action="store_true", help="with --aot: public kernels for TPUs beside ours")
     parser.add_argument("--tune", action="store_true", help="on a GPU: every tiling of the kernel")
     parser.add_argument("--json", action="store_true", help="a record a line")
     arguments = parser.parse_args()
-    if arguments.peers and (arguments.rows or not arguments.aot):
-        parser.error("--peers: they are compiled for TPUs that are not here: say --aot, without --rows")
-    if arguments.attention is not None or arguments.experts or arguments.rows:
+    alone = arguments.rows or arguments.epilogues is not None  # without peers
+    if arguments.peers and (alone or not arguments.aot):
+        parser.error("--peers: they are compiled for TPUs that are not here: say --aot, without --rows or --epilogues")
+    if arguments.attention is not None or arguments.experts or alone:
         why = tpu.missing() if arguments.aot else "they are for TPUs: say --aot"
         if why is not None:
-            parser.error(f"--attention, --experts, --rows: {why}")
+            parser.error(f"--attention, --experts, --rows, --epilogues: {why}")
         tpus = [c for c in arguments.chips if c in CHIPS]
         if arguments.experts:
             kernels_experts.print_table(tpus, arguments.json, arguments.peers)
         elif arguments.rows:
             kernels_rows.print_table(tpus, arguments.json)
+        elif arguments.epilogues is not None:
+            sizes, tokens = arguments.sizes or ("4096x4096",), arguments.tokens or (16,)
+            ranks = arguments.epilogues or kernels_epilogues.RANKS
+            kernels_epilogues.print_table(tpus, sizes, tokens, ranks, arguments.json)
         else:
             codes = arguments.attention or list(kernels_attention.CODES)
             kernels_attention.print_table(tpus, codes, arguments.json, arguments.peers)

@@ -145,11 +145,15 @@ def matmul(
 
 def _block(expert: Any, used: Any, *refs: Any, scaled: str, coding: Coding, span: int, group: int) -> None:
     body = group_scaled.sums if scaled == "sums" else group_scaled.rounded
-    first = pl.program_id(2) == 0
+    y_ref, has_rows = refs[3], pl.program_id(0) < used[0]
 
-    @pl.when(pl.program_id(0) < used[0])
+    @pl.when(has_rows & (pl.program_id(2) == 0))
     def _() -> None:
-        body(first, *refs, coding=coding, span=span, group=group)
+        y_ref[...] = jnp.zeros_like(y_ref)
+
+    @pl.when(has_rows)
+    def _() -> None:
+        body(*refs, coding=coding, span=span, group=group)
 
 
 def reference(x: jax.Array, codes: jax.Array, scale: jax.Array, sizes: jax.Array, coding: Coding) -> jax.Array:

@@ -21,12 +21,14 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qjax.kernels.tpu import bfloat16_words, block_scales, codings, lookups, spans, streamed, tiles
+from qjax.kernels.tpu import bfloat16_words, block_scales, codings, epilogues, lookups, spans, streamed, tiles
 from qjax.kernels.tpu.codings import Coding
+from qjax.kernels.tpu.epilogues import Epilogue
 from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
 SUBLANES = 16  # rows of bfloat16 in one tile of registers
 DEFAULTS = {"sums": Blocks(512, 1024, 4096), "codes": Blocks(512, 1024, 2048)}  # where the table has nothing
+V4 = {"codes": Blocks(512, 512, 1024)}  # it has 16 MiB of vector memory and keeps converted codes there
 RING = 12 << 20  # bytes of weights in vector memory when blocks are copied by hand; 16 MiB is the least a chip allows
 
 
@@ -74,7 +76,8 @@ def _largest(M: int, K: int, group: int, coding: Coding, scaled: str | None, chi
     """The formulation, and its largest blocks."""
     if scaled is None:
         scaled = coding.scaled or formulation(M, spans.copies(_span(coding, K, group), group))
-    return scaled, tiles.largest(f"{coding.name} {scaled}", M, chip) or DEFAULTS[scaled]
+    default = (DEFAULTS | V4 if chip == "v4" else DEFAULTS)[scaled]
+    return scaled, tiles.largest(f"{coding.name} {scaled}", M, chip) or default
 
 
 def _whole(M: int) -> int:
@@ -103,13 +106,15 @@ def matmul(
     scaled: str | None = None,
     interpret: Any = False,
     table: jax.Array | None = None,
+    epilogue: Epilogue | None = None,
 ) -> jax.Array:
     """x [M, K] bfloat16 @ (values of codes [K, N] * scale [G, N] repeated K / G times) -> [M, N] float32.
 
     codes: [K / packed, N] as `coding` has them. scale: a float; E4M3 and E8M0 are read as they are stored. `scaled`:
     "sums" or "codes", by the number of rows where None. M is padded to whole blocks, K and N are multiples of those of
-    `tiling`; `interpret` goes to `pallas_call`. Gradients reach x, and scale unless it has a byte, and are those of
-    `reference`. ValueError for shapes that do not fit.
+    `tiling`; `interpret` goes to `pallas_call`. Gradients reach x, the arrays of `epilogue`, and scale unless it has a
+    byte, and are those of `reference`. ValueError for shapes that do not fit.
+    epilogue: what is added to the product in the same kernel, and what it is multiplied by before that.
 
     table: for a coding with a `lookup`, the float32 values of its codes, [16, 1] for all columns or [16, N], rounded to
     bfloat16 as x is: within 2^-9, what a weight loses that is dequantized for x of this type. It has no gradient. Where
@@ -128,8 +133,13 @@ def matmul(
     fits = table is None if coding.lookup is None else np.shape(table) in ((lookups.SIZE, 1), (lookups.SIZE, N))
     if not fits:
         raise ValueError(f"{coding.name} takes {'no table' if coding.lookup is None else f'a table [16, 1 or {N}]'}")
+    why = None if epilogue is None else epilogues.misfit(epilogue, M, N)
+    if why is not None:
+        raise ValueError(f"the epilogue of x {x.shape} and codes {codes.shape} does not fit: {why}")
     if M == 0:
         return jnp.zeros((0, N), jnp.float32)
+    if epilogue is not None and epilogue.b.shape[0] == 0:
+        return _times(matmul(x, codes, scale, coding, tiling, scaled, interpret, table), epilogue.outer)
     span = _span(coding, K, group)
     scaled = scaled or coding.scaled or formulation(M, spans.copies(span, group))
     coding = codings.taken(coding, scaled, tiles.chip(), group)
@@ -148,17 +158,20 @@ def matmul(
     if table is not None and coding.lookup is not None:
         laid_out, unit = lookups.laid_out(jnp.asarray(table, jnp.float32), coding.lookup)
         tables = (laid_out,)
+    added = () if epilogue is None else epilogues.handed(epilogue, rows, unit)
+    unit = unit if epilogue is None else None  # it is handed
     if buffers > 2:
         if scaled != "sums" or bk < K or bm < rows:
             raise ValueError(
                 f"{tiling}: more than two buffers are for scaled sums, all rows and the whole depth at once"
             )
-        return _times(streamed.matmul(x, codes, scale, tiling, coding, span, interpret, tables)[:M], unit)
+        return _times(streamed.matmul(x, codes, scale, tiling, coding, span, interpret, tables, added)[:M], unit)
     call = pl.pallas_call(
         functools.partial(_block, scaled=scaled, coding=coding, span=span, group=group),
         out_shape=jax.ShapeDtypeStruct((rows, N), jnp.float32),
         grid=(rows // bm, N // bn, K // bk),
         in_specs=[
+            epilogues.specs(added, pl.BlockSpec, bm, bn),
             pl.BlockSpec((bm * copies, bk), lambda i, j, k: (i, k)),
             pl.BlockSpec((bk // coding.packed, bn), lambda i, j, k: (k, j)),
             pl.BlockSpec((bk // group, bn), lambda i, j, k: (k, j)),
@@ -169,11 +182,14 @@ def matmul(
             pltpu.VMEM((bk // group, bn), jnp.float32),
             *([spans.room_for_levels(bk, bm * copies, coding, span)] if scaled == "sums" else []),
         ],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=epilogues.limit(added, bn * bk) if scaled == "codes" else None,
+        ),
         name=f"{coding.name}_{scaled}",
         interpret=interpret,
     )
-    return _times(call(x, codes, scale, *tables)[:M], unit)
+    return _times(call(added, x, codes, scale, *tables)[:M], unit)
 
 
 def _times(y: jax.Array, unit: jax.Array | None) -> jax.Array:
@@ -188,15 +204,25 @@ def _own_tables(laid_out: jax.Array, columns: int) -> Any:
     return pl.BlockSpec((rows, columns), lambda i, j, k: (0, j))
 
 
-def _block(*refs: Any, scaled: str, coding: Coding, span: int, group: int) -> None:
-    body = sums if scaled == "sums" else rounded
-    body(pl.program_id(2) == 0, *refs, coding=coding, span=span, group=group)
+def _block(added: tuple, *refs: Any, scaled: str, coding: Coding, span: int, group: int) -> None:
+    body, k = sums if scaled == "sums" else rounded, pl.program_id(2)
+    y_ref = refs[3 if coding.lookup is None else 4]
+
+    @pl.when(k == 0)
+    def _() -> None:
+        y_ref[...] = epilogues.begun(y_ref.shape, *added)
+
+    body(*refs, coding=coding, span=span, group=group)
+    if epilogues.comes_last(added):
+
+        @pl.when(k == pl.num_programs(2) - 1)
+        def _() -> None:
+            y_ref[...] = epilogues.ended(y_ref[...], *added)
 
 
-def sums(first: Any, x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int) -> None:
+def sums(x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int) -> None:
     """One block: y += x @ W. The result stays in vector memory while k runs, so it is the sum itself."""
     *tables, y_ref, room, levels = others
-    _start_at_zero(first, y_ref)
     scale = block_scales.held(s_ref, room)
     spans.fill_levels(x_ref, levels, coding, span)
     for here in spans.strips(y_ref.shape[1], span, group):
@@ -212,13 +238,10 @@ def sums(first: Any, x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: C
         )
 
 
-def rounded(
-    first: Any, x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int
-) -> None:
+def rounded(x_ref: Any, w_ref: Any, s_ref: Any, *others: Any, coding: Coding, span: int, group: int) -> None:
     """The same with the weights of a block scaled and rounded before they are multiplied."""
     *tables, y_ref, room = others
     coding = coding.under(tables[0], slice(None)) if tables else coding
-    _start_at_zero(first, y_ref)
     scale = block_scales.held(s_ref, room, coding.factor)
     length = min(span, group)
     parts = []
@@ -231,17 +254,17 @@ def rounded(
     y_ref[...] += spans.product(x_ref[...], jnp.concatenate(parts, axis=0))
 
 
-def _start_at_zero(first: Any, y_ref: Any) -> None:
-    @pl.when(first)
-    def _() -> None:
-        y_ref[...] = jnp.zeros_like(y_ref)
-
-
 def reference(
-    x: jax.Array, codes: jax.Array, scale: jax.Array, coding: Coding, table: jax.Array | None = None
+    x: jax.Array,
+    codes: jax.Array,
+    scale: jax.Array,
+    coding: Coding,
+    table: jax.Array | None = None,
+    epilogue: Epilogue | None = None,
 ) -> jax.Array:
     """What `matmul` computes, with the whole weight dequantized and everything in float32."""
-    return jnp.dot(x.astype(jnp.float32), values(x.shape[1], codes, scale, coding, table), precision="highest")
+    y = jnp.dot(x.astype(jnp.float32), values(x.shape[1], codes, scale, coding, table), precision="highest")
+    return epilogues.reference(y, epilogue)
 
 
 def values(K: int, codes: jax.Array, scale: jax.Array, coding: Coding, table: jax.Array | None = None) -> jax.Array:
@@ -263,20 +286,23 @@ def _forward(
     scaled: str | None,
     interpret: Any,
     table: jax.Array | None,
+    epilogue: Epilogue | None,
 ) -> tuple[jax.Array, tuple]:
-    return matmul(x, codes, scale, coding, tiling, scaled, interpret, table), (x, codes, scale, table)
+    kept = x, codes, scale, table, epilogue
+    return matmul(x, codes, scale, coding, tiling, scaled, interpret, table, epilogue), kept
 
 
 def _backward(
     coding: Coding, tiling: Blocks | None, scaled: str | None, interpret: Any, kept: tuple, dy: jax.Array
 ) -> tuple:
-    x, codes, scale, table = kept
-    no_codes = np.zeros(codes.shape, jax.dtypes.float0)
-    if scale.dtype.itemsize == 1:  # stored codes as well
-        (dx,) = jax.vjp(lambda x: reference(x, codes, scale, coding, table), x)[1](dy)
-        return dx, no_codes, None, None
-    dx, d_scale = jax.vjp(lambda x, scale: reference(x, codes, scale, coding, table), x, scale)[1](dy)
-    return dx, no_codes, d_scale, None
+    x, codes, scale, table, epilogue = kept
+    trained = (x, epilogue) if scale.dtype.itemsize == 1 else (x, epilogue, scale)  # a byte is a stored code as well
+
+    def f(x: jax.Array, epilogue: Epilogue | None, scale: jax.Array = scale) -> jax.Array:
+        return reference(x, codes, scale, coding, table, epilogue)
+
+    dx, d_epilogue, *d_scale = jax.vjp(f, *trained)[1](dy)
+    return dx, np.zeros(codes.shape, jax.dtypes.float0), d_scale[0] if d_scale else None, None, d_epilogue
 
 
 matmul.defvjp(_forward, _backward)

@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qjax.kernels.tpu import block_scales, spans
+from qjax.kernels.tpu import block_scales, epilogues, spans
 from qjax.kernels.tpu.codings import Coding
 from qjax.kernels.tpu.tiles import LANES, Blocks
 
@@ -34,11 +34,13 @@ def matmul(
     span: int,
     interpret: Any = False,
     tables: Sequence[jax.Array] = (),
+    added: tuple[jax.Array, ...] = (),
 ) -> jax.Array:
     """`group_scaled.matmul` with scaled sums, where all of x and blocks of the whole depth fit.
 
     `group_scaled.matmul` checks the arguments; here x [copies M, K] bfloat16 is spread, M a multiple of 16, and scale
-    is what `block_scales.handed` gave; tables is empty or has the one that `lookups.laid_out` gave.
+    is what `block_scales.handed` gave; tables is empty or has the one that `lookups.laid_out` gave, and added is empty
+    or what `epilogues.handed` gave.
     """
     groups, N = scale.shape
     group = x.shape[1] // groups
@@ -46,28 +48,31 @@ def matmul(
     columns, buffers = tiling.columns, min(tiling.buffers, N // tiling.columns)
     parts = pieces(columns)
     memory = pl.BlockSpec(memory_space=pl.ANY)
+    rows, across = (x, *added[:1]), (codes, scale, *added[1:])
     call = pl.pallas_call(
         functools.partial(_kernel, parts=parts, buffers=buffers, coding=coding, span=span),
         out_shape=jax.ShapeDtypeStruct((M, N), jnp.float32),
-        in_specs=[memory, memory, memory, *(pl.BlockSpec(memory_space=pltpu.VMEM) for _ in tables)],
+        in_specs=[
+            (memory,) * len(rows),
+            (memory,) * len(across),
+            *(pl.BlockSpec(memory_space=pltpu.VMEM) for _ in tables),
+        ],
         out_specs=memory,
         scratch_shapes=[
-            pltpu.VMEM(x.shape, x.dtype),
-            pltpu.VMEM((buffers, codes.shape[0], columns), codes.dtype),
-            pltpu.VMEM((buffers, groups, columns), scale.dtype),
+            tuple(pltpu.VMEM(array.shape, array.dtype) for array in rows),
+            tuple(pltpu.VMEM((buffers, array.shape[0], columns), array.dtype) for array in across),
             pltpu.VMEM((buffers, M, columns), jnp.float32),
             pltpu.VMEM((groups, columns), jnp.float32),
             spans.room_for_levels(x.shape[1], x.shape[0], coding, span),
-            pltpu.SemaphoreType.DMA((1,)),
-            pltpu.SemaphoreType.DMA((buffers + len(parts),)),
-            pltpu.SemaphoreType.DMA((buffers + len(parts),)),
+            pltpu.SemaphoreType.DMA((len(rows),)),
+            pltpu.SemaphoreType.DMA((len(across), buffers + len(parts))),
             pltpu.SemaphoreType.DMA((buffers,)),
         ],
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=LIMIT),
         name=f"{coding.name}_streamed",
         interpret=interpret,
     )
-    return call(x, codes, scale, *tables)
+    return call(rows, across, *tables)
 
 
 def pieces(columns: int) -> tuple[int, ...]:
@@ -82,9 +87,8 @@ def pieces(columns: int) -> tuple[int, ...]:
 
 
 def _kernel(
-    x_hbm: Any,
-    w_hbm: Any,
-    s_hbm: Any,
+    rows_hbm: tuple,
+    across_hbm: tuple,
     *others: Any,
     parts: tuple[int, ...],
     buffers: int,
@@ -95,17 +99,18 @@ def _kernel(
 
     The parts of the first have semaphores of their own, for they may arrive in any order.
     """
-    *tables, y_hbm, x_ref, w_ref, s_ref, y_ref, room, levels, x_done, w_done, s_done, y_done = others
+    *tables, y_hbm, rows_ref, across_ref, y_ref, room, levels, rows_done, across_done, y_done = others
+    (x_ref, *t_ref), (w_ref, s_ref, *added_ref) = rows_ref, across_ref
     columns = w_ref.shape[-1]
-    count = w_hbm.shape[1] // columns
-    group = x_ref.shape[1] // s_hbm.shape[0]
+    count = y_hbm.shape[1] // columns
+    group = x_ref.shape[1] // s_ref.shape[1]
 
-    def taken(i: Any, buffer: Any, done: Any, start: int = 0, width: int = columns) -> tuple[Any, Any]:
+    def taken(i: Any, buffer: Any, done: Any, start: int = 0, width: int = columns) -> list[Any]:
         there, here = pl.ds(pl.multiple_of(i * columns + start, LANES), width), pl.ds(start, width)
-        return (
-            pltpu.make_async_copy(w_hbm.at[:, there], w_ref.at[buffer, :, here], w_done.at[done]),
-            pltpu.make_async_copy(s_hbm.at[:, there], s_ref.at[buffer, :, here], s_done.at[done]),
-        )
+        return [
+            pltpu.make_async_copy(source.at[:, there], ring.at[buffer, :, here], across_done.at[n, done])
+            for n, (source, ring) in enumerate(zip(across_hbm, across_ref, strict=True))
+        ]
 
     def given(i: Any, buffer: Any) -> Any:
         there = pl.ds(pl.multiple_of(i * columns, LANES), columns)
@@ -119,8 +124,9 @@ def _kernel(
         scale = block_scales.held(s_ref.at[buffer, :, part], room.at[:, part])
         for strip in spans.strips(width, span, group):
             here = slice(start + strip.start, start + strip.stop)
-            y_ref[buffer, :, here] = spans.scaled_sums(
-                jnp.zeros((y_ref.shape[1], here.stop - here.start), jnp.float32),
+            added = (*t_ref, *(ring.at[buffer, :, here] for ring in added_ref))
+            total = spans.scaled_sums(
+                epilogues.begun((y_ref.shape[1], here.stop - here.start), *added),
                 x_ref,
                 levels,
                 lambda rows, here=here: w_ref[buffer, rows, here],
@@ -129,6 +135,8 @@ def _kernel(
                 span,
                 group,
             )
+            total = epilogues.ended(total, *added) if epilogues.comes_last(added) else total
+            y_ref[buffer, :, here] = total
 
     def step(i: Any, carry: None) -> None:
         """Block i: what may be copied next is, then its own copy is awaited."""
@@ -148,15 +156,18 @@ def _kernel(
         multiply(i, buffer, 0, columns)
         given(i, buffer).start()
 
-    x_copy = pltpu.make_async_copy(x_hbm, x_ref, x_done.at[0])
-    x_copy.start()
+    rows_copies = [
+        pltpu.make_async_copy(source, ref, rows_done.at[n])
+        for n, (source, ref) in enumerate(zip(rows_hbm, rows_ref, strict=True))
+    ]
+    _start(rows_copies)
     starts = [sum(parts[:p]) for p in range(len(parts))]
     first = [taken(0, 0, buffers + p, start, parts[p]) for p, start in enumerate(starts)]
     for piece in first:
         _start(piece)
     for i in range(1, min(buffers, count)):
         _start(taken(i, i, i))
-    x_copy.wait()
+    _wait(rows_copies)
     spans.fill_levels(x_ref, levels, coding, span)
     for piece, start, width in zip(first, starts, parts, strict=True):
         _wait(piece)
@@ -167,11 +178,11 @@ def _kernel(
         given(i, i % buffers).wait()
 
 
-def _start(copies: tuple[Any, ...]) -> None:
+def _start(copies: Sequence[Any]) -> None:
     for copy in copies:
         copy.start()
 
 
-def _wait(copies: tuple[Any, ...]) -> None:
+def _wait(copies: Sequence[Any]) -> None:
     for copy in copies:
         copy.wait()

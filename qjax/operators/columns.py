@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
-from qjax.operators import rows  # the module: Columns and Rows transpose into each other
+from qjax.operators import epilogues, rows  # rows, the module: Columns and Rows transpose into each other
 from qjax.operators.maps.permute import Permute
 from qjax.operators.operator import Operator, wide
 from qjax.operators.post import Post
@@ -44,14 +45,20 @@ class Columns(Operator):
         return np.dtype(self.ops[0].dtype)
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
+        parts = self.parts(x)
+        if epilogues.chosen(self, math.prod(x.shape[:-1]), implementation, x.dtype):
+            return epilogues.matmul(self.ops, parts, dtype)
         width = wide(x.dtype)
-        x = x if self.order is None else Permute(self.order).apply(x)
-        parts = jnp.split(x, list(itertools.accumulate(self.sizes))[:-1], axis=-1)
         terms = [
             dispatch.matmul(part, op, dtype=width, implementation=implementation)
             for part, op in zip(parts, self.ops, strict=True)
         ]
         return functools.reduce(jnp.add, terms).astype(x.dtype if dtype is None else dtype)
+
+    def parts(self, x: jax.Array) -> list[jax.Array]:
+        """The input channels [batch..., tokens..., K_i] of each part."""
+        x = x if self.order is None else Permute(self.order).apply(x)
+        return jnp.split(x, list(itertools.accumulate(self.sizes))[:-1], axis=-1)
 
     def affine(self) -> tuple[jax.Array, jax.Array | None]:
         parts = [dispatch.affine(op) for op in self.ops]

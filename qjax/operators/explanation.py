@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from qjax import dispatch
-from qjax.operators import rounded_inputs
+from qjax.operators import epilogues, rounded_inputs
+from qjax.operators.columns import Columns
 from qjax.operators.implementations import choose
 from qjax.operators.operator import walk
 from qjax.operators.packed import LAYOUTS, Packed
 from qjax.operators.pre import Pre
+from qjax.operators.sum import Sum
 from qjax.qarray import QArray
 
 
@@ -27,10 +29,10 @@ class Choice(NamedTuple):
     dequantizes: bool
 
 
-def choices(tree: Any, tokens: int = 1, platform: str | None = None) -> tuple[Choice, ...]:
+def choices(tree: Any, tokens: int = 1, platform: str | None = None, dtype: Any = jnp.float32) -> tuple[Choice, ...]:
     """One record for every quantized leaf of a tree or operator, for so many tokens on a platform (None: this one).
 
-    Inputs are float32, or rounded where a `Quantize` stands in front of the leaf.
+    Inputs are of `dtype`, or rounded where a `Quantize` stands in front of the leaf.
     """
     platform = jax.default_backend() if platform is None else platform
     found = []
@@ -41,21 +43,23 @@ def choices(tree: Any, tokens: int = 1, platform: str | None = None) -> tuple[Ch
         pres = [node for _, node in nodes if isinstance(node, Pre)]
         maps = {id(node.op): node.T for node in pres}
         turns = {id(node.op.op): node.T for node in pres if isinstance(node.op, Pre)}
-        found += [
-            _choice(path, node, maps.get(id(node)), turns.get(id(node)), tokens, platform)
-            for path, node in nodes
-            if isinstance(node, (QArray, Packed)) and id(node) not in parts
-        ]
+        sums = [node.ops for _, node in nodes if isinstance(node, (Sum, Columns))]
+        terms = {id(ops[place]): ops for ops in sums if (place := epilogues.base(ops)) is not None}
+        for path, node in nodes:
+            if isinstance(node, (QArray, Packed)) and id(node) not in parts:
+                around = maps.get(id(node)), turns.get(id(node)), terms.get(id(node), ())
+                found.append(_choice(path, node, *around, tokens, platform, dtype))
     return tuple(found)
 
 
-def explain(tree: Any, tokens: int = 1, platform: str | None = None) -> str:
+def explain(tree: Any, tokens: int = 1, platform: str | None = None, dtype: Any = jnp.float32) -> str:
     """The choices as a table: path, shape, format, implementation, and the reason each other one was refused.
 
-    Tells which leaves are dequantized whole. What a traced function dequantizes beyond that (a use without a rule) is
-    logged by `quantized(fn, log=...)`, which knows the uses.
+    For so many tokens of `dtype` on a platform, None for this one. Tells which leaves are dequantized whole. What a
+    traced function dequantizes beyond that (a use without a rule) is logged by `quantized(fn, log=...)`, which knows
+    the uses.
     """
-    rows = choices(tree, tokens, platform)
+    rows = choices(tree, tokens, platform, dtype)
     if not rows:
         return "no quantized leaf"
     where = jax.default_backend() if platform is None else platform
@@ -67,16 +71,31 @@ def explain(tree: Any, tokens: int = 1, platform: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def _choice(path: str, leaf: QArray | Packed, T: Any, turn: Any, tokens: int, platform: str) -> Choice:
-    """What matmul does for a leaf behind a map T of its inputs, or None, and another in front of that, or None."""
+def _choice(
+    path: str,
+    leaf: QArray | Packed,
+    T: Any,
+    turn: Any,
+    terms: tuple[Any, ...],
+    tokens: int,
+    platform: str,
+    dtype: Any,
+) -> Choice:
+    """What matmul does for a leaf.
+
+    T is the map of its inputs, or None; turn another in front of that, or None; terms what it is summed with, or ().
+    """
     meta = leaf.meta if isinstance(leaf, QArray) else leaf.grid.meta
     candidates = dispatch.IMPLEMENTATIONS if isinstance(leaf, QArray) else LAYOUTS[leaf.layout].implementations
-    whys = rounded_inputs.refusals(T, leaf, platform)
+    whys = rounded_inputs.refusals(T, leaf, platform, dtype)
     if turn is not None:
-        whys = rounded_inputs.refusals(T, leaf, platform, rotation=turn) | whys
+        whys = rounded_inputs.refusals(T, leaf, platform, dtype, turn) | whys
     joint = rounded_inputs.first(whys)
-    name = choose(candidates, leaf, tokens, platform).name if joint is None else joint
-    whys |= {c.name: c.refuse(leaf, tokens, platform, jnp.float32) for c in candidates}
+    summed = epilogues.refusals(terms, tokens, platform, dtype)
+    if joint is None and epilogues.prefer(terms):
+        joint = next((name for name, why in summed.items() if why is None), None)
+    name = choose(candidates, leaf, tokens, platform, None, dtype).name if joint is None else joint
+    whys |= summed | {c.name: c.refuse(leaf, tokens, platform, dtype) for c in candidates}
     refused = tuple((name, why) for name, why in whys.items() if why is not None)
     blocks = "x".join("all" if b < 0 else str(b) for b in meta.block)
     layout = f", {leaf.layout}" if isinstance(leaf, Packed) else ""

@@ -121,9 +121,15 @@ def _refuse_chip(packed: Any) -> str | None:
     return codings.refuse(coding(packed.layout), tiles.chip())
 
 
-def run(x: jax.Array, packed: Any, dtype: Any, interpret: bool = False) -> jax.Array:
-    """The kernel on x [tokens..., K]."""
-    from qjax.kernels.tpu import group_scaled
+def run(
+    x: jax.Array,
+    packed: Any,
+    dtype: Any,
+    interpret: bool = False,
+    pair: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
+    """The kernel on x [tokens..., K]; a pair t [tokens, R], b [R, N] has t @ b added to the product in it."""
+    from qjax.kernels.tpu import epilogues, group_scaled
 
     kind = coding(packed.layout)
     N = packed.codes.shape[-1]
@@ -133,7 +139,10 @@ def run(x: jax.Array, packed: Any, dtype: Any, interpret: bool = False) -> jax.A
     table = None if kind.lookup is None else _table(packed.grid)
     scale = jnp.broadcast_to(scale, (K // _group(packed.grid, K), N))
     codes = packed.codes.reshape(K // kind.packed, N)
-    y: jax.Array = group_scaled.matmul(flat, codes, scale, kind, interpret=interpret, table=table)
+    added = None
+    if pair is not None:
+        added, outer = epilogues.Epilogue(*pair, None if outer is None else jnp.broadcast_to(outer, (1, N))), None
+    y: jax.Array = group_scaled.matmul(flat, codes, scale, kind, interpret=interpret, table=table, epilogue=added)
     y = y if outer is None else y * outer
     return y.reshape(*x.shape[:-1], N).astype(x.dtype if dtype is None else dtype)
 

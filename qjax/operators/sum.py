@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
+from qjax.operators import epilogues
 from qjax.operators.operator import Operator, wide
 
 
@@ -19,7 +21,7 @@ from qjax.operators.operator import Operator, wide
 class Sum(Operator):
     """W = W_1 + W_2 + ...: a quantized weight beside low-rank or sparse corrections (LoRA, LQER A-rows, SpQR).
 
-    Terms are added in float32 at least, in the order given.
+    Terms are added in float32 at least, in the order given, or all by the kernel of one of them (`epilogues`).
 
     >>> import jax.numpy as jnp
     >>> from qjax.operators.factored import Factored
@@ -39,6 +41,8 @@ class Sum(Operator):
         return np.dtype(self.ops[0].dtype)
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
+        if epilogues.chosen(self, math.prod(x.shape[:-1]), implementation, x.dtype):
+            return epilogues.matmul(self.ops, [x] * len(self.ops), dtype)
         width = wide(x.dtype)
         terms = [dispatch.matmul(x, op, dtype=width, implementation=implementation) for op in self.ops]
         return functools.reduce(jnp.add, terms).astype(x.dtype if dtype is None else dtype)
