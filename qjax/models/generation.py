@@ -70,6 +70,20 @@ def generate(
     return _generate(model, greedy, top_k, steps, stop, params, tokens.astype(jnp.int32), lengths, key, heat)
 
 
+def most_likely(logits: Array) -> Array:
+    """The first of the largest logits [..., vocab], int32: `jnp.argmax`, for which a NaN is the largest.
+
+    Two plain reductions, which XLA:CPU computes on vectors: its argmax goes through the vocabulary entry by entry, and
+    that is some percent of a token's time.
+
+    >>> most_likely(jnp.array([[1.0, 3.0, 3.0], [jnp.inf, jnp.nan, 0.0]])).tolist()
+    [1, 1]
+    """
+    largest = jnp.max(logits, axis=-1, keepdims=True)  # a NaN where there is one, which equals nothing
+    ids = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return jnp.where((logits == largest) | jnp.isnan(logits), ids, jnp.full_like(ids, logits.shape[-1])).min(axis=-1)
+
+
 def filtered(logits: Array, top_k: int | None) -> Array:
     """Logits [..., vocab] with all but the `top_k` largest at minus infinity; ties with the last one stay.
 
@@ -100,7 +114,7 @@ def _generate(
 
     def choose(logits: Array, step: Array) -> Array:
         if greedy:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return most_likely(logits)
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, step), row))(jnp.arange(batch))
         return jax.vmap(jax.random.categorical)(keys, filtered(logits / temperature, top_k)).astype(jnp.int32)
 
