@@ -130,8 +130,8 @@ def matmul(
         raise ValueError(
             f"x {x.shape}, codes {codes.shape} {codes.dtype} as {coding.name} and scale {scale.shape} do not fit: {why}"
         )
-    fits = table is None if coding.lookup is None else np.shape(table) in ((lookups.SIZE, 1), (lookups.SIZE, N))
-    if not fits:
+    shapes = (None,) if coding.lookup is None else ((lookups.SIZE, 1), (lookups.SIZE, N))
+    if (None if table is None else table.shape) not in shapes:
         raise ValueError(f"{coding.name} takes {'no table' if coding.lookup is None else f'a table [16, 1 or {N}]'}")
     why = None if epilogue is None else epilogues.misfit(epilogue, M, N)
     if why is not None:
