@@ -20,6 +20,7 @@ ROWS_OF = {
     "tpu.int4.2": "int4_g64",
     "tpu.int8.1": "int8_g64",
     "tpu.e2m1.1": "nvfp4",
+    "tpu.e2m1_pairs.1": "mxfp4",
     "tpu.e4m3.1": "fp8_e4m3",
     "tpu.table4.1": "nf4_g64",
     "gpu.wgmma_words.1": "int4_g64_narrow_f32",
