@@ -28,7 +28,7 @@ from qjax.kernels.tpu.tiles import FEW, LANES, Blocks
 
 SUBLANES = 16  # rows of bfloat16 in one tile of registers
 DEFAULTS = {"sums": Blocks(512, 1024, 4096), "codes": Blocks(512, 1024, 2048)}  # where the table has nothing
-V4 = {"codes": Blocks(512, 512, 1024)}  # it has 16 MiB of vector memory and keeps converted codes there
+V4 = {"codes": Blocks(512, 512, 1024)}  # there, under many rows: 16 MiB have to hold the converted codes as well
 RING = 12 << 20  # bytes of weights in vector memory when blocks are copied by hand; 16 MiB is the least a chip allows
 
 
@@ -76,7 +76,7 @@ def _largest(M: int, K: int, group: int, coding: Coding, scaled: str | None, chi
     """The formulation, and its largest blocks."""
     if scaled is None:
         scaled = coding.scaled or formulation(M, spans.copies(_span(coding, K, group), group))
-    default = (DEFAULTS | V4 if chip == "v4" else DEFAULTS)[scaled]
+    default = (DEFAULTS | V4 if chip == "v4" and M > FEW else DEFAULTS)[scaled]
     return scaled, tiles.largest(f"{coding.name} {scaled}", M, chip) or default
 
 
