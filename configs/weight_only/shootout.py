@@ -59,6 +59,7 @@ CLAIMS = (
     ("gptaq", "gptq"),
     ("decoupleq", "gptq"),
     ("eora", "gptq"),
+    *(("few_bits", method) for method in TRAINED),
 )
 
 

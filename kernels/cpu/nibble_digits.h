@@ -9,7 +9,6 @@ namespace {
 namespace vnni {
 
 constexpr int DIGITS = 4;
-constexpr int64_t PAGE = 1024;  // words of one
 
 template <class V>
 inline __attribute__((always_inline)) V load(const void* p) {
@@ -64,10 +63,6 @@ void one_row(const Problem& p, int64_t tile) {
   __m512 total[VECTORS] = {};
   for (int64_t g = 0; g < p.K / p.group; ++g) {
     const Group& own = p.groups[g];
-    // What the processor does not foresee: a tile's scales lie rows apart, and words go on in another page of memory.
-    __builtin_prefetch(static_cast<const char*>(p.scale) + (g * p.N + (tile + 2) * TILE) * (p.half_scale ? 2 : 4));
-    __builtin_prefetch(words + PAGE);
-    __builtin_prefetch(words + PAGE + PAGE / 8);
     __m512i sum[DIGITS][VECTORS];
     for (int d = 0; d < DIGITS; ++d)
       for (int v = 0; v < VECTORS; ++v) sum[d][v] = _mm512_set1_epi32(own.start[d]);
