@@ -14,10 +14,10 @@ Expected: at four bits all within a fifth of float, low-rank terms and GPTQ's fa
 AWQ clear of RTN and HQQ; at two bits only methods that see the data stay usable, those that move scales and codes
 together (decoupleQ, alternation, learned rounding) in front.
 
-Cost: not measured yet; an estimate from single rows, on 2 cores: two hours and 6 GB for a part of one width, and
-three for the methods at that width which train. A part is named behind a colon and is recorded by itself, as
-`shootout.3`; without one all of it runs. Rows are kept as they finish: the command may be stopped and goes on where it
-was.
+Cost: not measured yet; an estimate from single rows, on 2 cores: two to three hours and 6 GB for a part of one width,
+and as much for the methods at that width which train. Hence 4096 tokens of calibration, the same for all. A part is
+named behind a colon and is recorded by itself, as `shootout.3`; without one all of it runs. Rows are kept as they
+finish: the command may be stopped and goes on where it was.
 
     python -m experiments.run --config=configs/weight_only/shootout.py
     python -m experiments.run --config=configs/weight_only/shootout.py:3
@@ -75,7 +75,8 @@ def get_config(part: str = "") -> ml_collections.ConfigDict:
     config.extra = {} if trained is True else _own_grids(widths)
     if trained is not False:
         config.extra.update(_trained(widths))
-    config.calibration = {"windows": 16, "length": 512, "batch": 4}
+    config.calibration = {"windows": 8, "length": 512, "batch": 2}
+    config.evaluation = {"windows": 32, "length": 512, "batch": 8, "part": "report"}  # a batch decodes all weights once
     rows = {row.name for row in sweep.rows(settings.check(config))}
     pairs = ((f"{a} int{b}_g64_affine", f"{worse} int{b}_g64_affine") for b in BITS for a, worse in CLAIMS)
     config.claims = tuple(pair for pair in pairs if rows.issuperset(pair))
