@@ -11,6 +11,7 @@ from jax import Array, lax
 
 from qjax.formats.elements import Element
 from qjax.formats.format import FULL
+from qjax.nodes import node
 
 __all__ = ["FULL", "Grid", "Meta", "QArray", "index", "take", "transpose"]
 
@@ -40,7 +41,7 @@ class Meta:
             raise ValueError(f"codes of {self.length} elements (vector codebooks) have no decoder yet")
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True)
 class QArray:
     """Codes on a grid of block scales; decoded by `qjax.dequantize`, never implicitly.
@@ -95,7 +96,7 @@ class QArray:
         return Grid(self.scales, self.offset, self.table, self.meta)
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True)
 class Grid:
     """The representable values of every block: a `QArray` without its codes."""

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators.operator import Operator
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class ByUse(Operator):
     """A tied embedding [D, V]: `take` answers rows (the lookup), `dot` answers everything else (the head).

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators import epilogues, rows  # rows, the module: Columns and Rows transpose into each other
 from qjax.operators.maps.permute import Permute
 from qjax.operators.operator import Operator, wide
 from qjax.operators.post import Post
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Columns(Operator):
     """y = sum over parts of op_i(x[..., order][part i]): mixed precision over input channels (LLM.int8, Atom, QUIK).

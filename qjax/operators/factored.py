@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators.operator import Operator, compose
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Factored(Operator):
     """W = a @ b with a [batch..., K, r], b [batch..., r, N]: LoRA, LQER, SVD branches.

@@ -11,6 +11,7 @@ import numpy as np
 
 from qjax.formats.format import Format
 from qjax.formats.spelling import as_format
+from qjax.nodes import node
 from qjax.operators.operator import Operator, product
 from qjax.qarray import QArray
 from qjax.quantization import fake_quantize, quantize
@@ -41,7 +42,7 @@ class StraightThrough:
         return quantize(w, self.format, axis=-2, batch_axes=w.ndim - 2)
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Latent(Operator):
     """w [batch..., K, N] float and the rule's own parameters theta; multiplies by what `rule` makes of them.

@@ -13,12 +13,13 @@ import numpy as np
 from qjax import dispatch
 from qjax.formats.format import Format
 from qjax.formats.integer import Int
+from qjax.nodes import node
 from qjax.operators.operator import NotAffine, Operator
 from qjax.qarray import QArray
 from qjax.quantization import dequantize, quantize
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class OutputDirected(Operator):
     """y = Q(x) @ op where |p| >= threshold, else p: the product of the `high` upper bits of both sides.

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators import block_scaled_codes, grouped, narrow_codes, nibble_words, wgmma_words
 from qjax.operators.implementations import Implementation, Layout, choose
 from qjax.operators.operator import Operator, product, ragged_product
@@ -18,7 +19,7 @@ from qjax.qarray import Grid, QArray, take_grid
 from qjax.quantization import dequantize
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Packed(Operator):
     """The codes of a QArray [batch..., K, N] in the named, versioned `layout`; metadata unchanged.

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators import pre  # the module: Pre and Post transpose into each other
 from qjax.operators.operator import Map, NotLinear, Operator, wide
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Post(Operator):
     """x -> T(op(x)): output scales, output rotations, biases (`Shift`).

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators import post, rounded_inputs  # post, the module: Pre and Post transpose into each other
 from qjax.operators.factored import add_shift
 from qjax.operators.operator import Map, NotLinear, Operator
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Pre(Operator):
     """x -> op(T(x)); of nested ones the outermost acts first.

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators import columns  # the module: Columns and Rows transpose into each other
 from qjax.operators.operator import Operator
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Rows(Operator):
     """y = concatenate(op_1(x), op_2(x), ...): output units of mixed precision, or fused projections (q, k, v).

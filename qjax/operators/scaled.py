@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators.operator import Operator, compose, product, wide
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Scaled(Operator):
     """W = op * (a @ b), entry by entry, with op [batch..., K, N], a [batch..., K, r], b [batch..., r, N].

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qjax.nodes import node
 from qjax.operators.operator import Operator, batched, wide
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Sparse(Operator):
     """W[ins[j], outs[j]] += values[j]: outliers kept apart (SpQR, SqueezeLLM). Arrays are [batch..., nonzeros].

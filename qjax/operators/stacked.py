@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators.operator import Operator
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Stacked(Operator):
     """[L, batch..., K, N] from L operators [batch..., K, N] of unlike structure: int4 in some layers, int8 in others.

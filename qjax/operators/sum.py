@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators import epilogues
 from qjax.operators.operator import Operator, wide
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Sum(Operator):
     """W = W_1 + W_2 + ...: a quantized weight beside low-rank or sparse corrections (LoRA, LQER A-rows, SpQR).

@@ -13,13 +13,14 @@ import numpy as np
 from jax import lax
 
 from qjax import dispatch
+from qjax.nodes import node
 from qjax.operators import atoms, contraction
 from qjax.operators.layout import as_matrix
 from qjax.operators.operator import NotAffine, Operator, stored_bits
 from qjax.qarray import QArray
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class View(Operator):
     """op [batch..., K, N] stored as an array: [out, in] kernels, head-split kernels, convolutions, embeddings.

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from qjax.formats.format import Format
+from qjax.nodes import node
 from qjax.operators.maps.quantize import Quantize
 from qjax.operators.operator import Map, NotAffine
 from qjax.qarray import Grid
 from qjax.reconstruct.straight import Steps, project, scaled_grid
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class LearnedQuantize(Map):
     """x rounded to `format` in a range whose ends are shares of those of calibration, with the gradients of LSQ.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from qjax.nodes import node
 from qjax.rounding.values import Values
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True)
 class Directed:
     """The neighbour of a value that lies in one direction; values beyond the range saturate.

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from qjax.nodes import node
 from qjax.rounding.values import Values
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True)
 class Nearest:
     """Calls the element's own encoding."""
-
-    # jax 0.10.2 compares registered dataclasses by their static fields and not by their types: each says what it is.
-    ties: Literal["even"] = field(default="even", metadata={"static": True})
 
     def __call__(self, element: Values, x: Array, table: Array | None) -> Array:
         return element.encode(x, table)
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True)
 class HalfAway:
     """Nearest, a tie to the neighbour of larger magnitude: C's `round`, IEEE 754 roundTiesToAway, ggml's Q8_0.
@@ -33,8 +29,6 @@ class HalfAway:
     >>> half_away(Int(4), jnp.array([-2.5, 2.5, 0.4]), None).tolist()
     [-3, 3, 0]
     """
-
-    ties: Literal["away"] = field(default="away", metadata={"static": True})
 
     def __call__(self, element: Values, x: Array, table: Array | None) -> Array:
         low, high = element.neighbours(x, table)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from qjax.nodes import node
 from qjax.rounding.values import Values
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True)
 class Stochastic:
     """See `stochastic`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax.dispatch import scannable, transpose
+from qjax.nodes import node
 from qjax.operators import atoms
 from qjax.operators.view import View
 from qjax.qarray import QArray
@@ -36,9 +36,7 @@ class Source:
         return self if axis in self.part else dataclasses.replace(self, part=(*self.part, axis))
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["value", "view"], meta_fields=["axes", "dtype", "source"]
-)
+@node
 @dataclasses.dataclass(frozen=True, eq=False)
 class Leaf:
     """A tracked value. Plain leaves carry `value`, the array as it is now; operator leaves a lazy `view`.
@@ -48,9 +46,9 @@ class Leaf:
 
     value: Any
     view: View | None
-    axes: tuple[atoms.Axis, ...]
-    dtype: str
-    source: Source
+    axes: tuple[atoms.Axis, ...] = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(metadata={"static": True})
+    source: Source = dataclasses.field(metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qjax.nodes import node
 from qjax.trace import versions
 from qjax.trace.arguments import traced
 from qjax.trace.evaluation import RULES, Evaluation, Fallbacks, Log
@@ -43,7 +44,7 @@ class Site:
     obstacle: str | None = None
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["params", "taps"], meta_fields=[], drop_fields=[])
+@node
 @dataclass(frozen=True)
 class Program:
     """What a function runs with, as one pytree: parameters, and a tap for each site name (or glob)."""
@@ -52,7 +53,7 @@ class Program:
     taps: Mapping[str, Any] = field(default_factory=dict)
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True)
 class Clip:
     """A tap: x limited to [low, high], scalars or arrays that broadcast over the last axis."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 
+from qjax.nodes import node
 from qjax.operators import atoms
 from qjax.trace.labels import Axis, Labels
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["digits"])
+@node
 @dataclass(frozen=True)
 class Tokens:
     """Weights, one axis per digit of the user's (`qjax.trace.labels`); loops have sliced the others away."""
 
     array: jax.Array
-    digits: tuple[atoms.Atom, ...]
+    digits: tuple[atoms.Atom, ...] = field(metadata={"static": True})
 
     @classmethod
     def of(cls, weights: jax.Array) -> Tokens:

@@ -9,6 +9,7 @@ import pytest
 
 import qjax
 from qjax import io
+from qjax.nodes import node
 from tests.transforms import toy
 
 RTN = qjax.rtn("int4_g8_f32")
@@ -234,11 +235,11 @@ def test_a_false_equivalence_is_caught():
     from qjax.operators import Map
     from qjax.transforms import Edit, stateless
 
+    @node
     class Liar(qjax.operators.Diag):
         def inverse(self) -> Map:
             return qjax.operators.Diag(self.scale)
 
-    jax.tree_util.register_dataclass(Liar, ["scale"], [])
     lie = stateless(
         "lie",
         "inputs",

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from qjax.nodes import node
 from qjax.operators.maps.shift import Shift
 from qjax.operators.operator import Map, product
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class AffineMap(Map):
     """The map x @ M + c, M [batch..., K, K'], c [batch..., K'] or None: learned transforms (AffineQuant, FlatQuant)."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from qjax.nodes import node
 from qjax.operators.operator import Map, batched
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Augment(Map):
     """[x, x[..., source]], source [batch..., E] ints: outlier channel splitting (OCS), augmented residual channels."""
@@ -37,7 +38,7 @@ class Augment(Map):
         return inputs + self.source.shape[-1]
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Gather(Map):
     """The transpose of `Augment`: the repeated channels are added back to their sources."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from qjax.nodes import node
 from qjax.operators.operator import Map, batched, wide
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class BlockKronecker(Map):
     """Block i of g p consecutive channels by (G kron P_i); `shared` G [batch..., g, g], `own` P [batch..., i, p, p].

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import jax
 
+from qjax.nodes import node
 from qjax.operators.operator import Map
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Composed(Map):
     """x through every map in turn, the first one first: a tap that rotates and then rounds."""

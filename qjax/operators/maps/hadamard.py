@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qjax.nodes import node
 from qjax.operators.maps.kronecker import kronecker_product
 from qjax.operators.operator import Map, batched
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Hadamard(Map):
     """(x * signs) @ H / sqrt(size) on consecutive blocks of `size` channels; `backwards` is its inverse, signs last.

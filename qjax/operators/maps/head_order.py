@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from qjax.nodes import node
 from qjax.operators.operator import Map
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class HeadOrder(Map):
     """x [..., heads, dim] with the channels of each head in an order of its own, int32 [heads, dim].

@@ -11,12 +11,13 @@ from jax import lax
 
 from qjax.formats.format import FULL, Format
 from qjax.formats.spelling import as_format
+from qjax.nodes import node
 from qjax.operators.maps.quantize import Quantize, on_grid
 from qjax.operators.operator import Map, NotAffine
 from qjax.quantization import fake_quantize
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class KeepLargest(Map):
     """The `count` largest magnitudes of every block of the format as bfloat16, the others rounded by themselves.
@@ -53,7 +54,7 @@ class KeepLargest(Map):
         raise NotAffine(f"KeepLargest({self.format.name}) rounds activations; it has no transpose")
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class KeepBeyond(Map):
     """What static rounding cuts off added back in float: shadow outliers (arXiv:2407.05858, section 3.3).

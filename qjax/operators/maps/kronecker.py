@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from qjax.nodes import node
 from qjax.operators.operator import Map, batched, wide
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Kronecker(Map):
     """x @ (F_1 kron F_2 kron ...), F_i [batch..., n_i, n_i] (FlatQuant P1 x P2); K * sum(n_i) a token.

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from qjax.nodes import node
 from qjax.operators.maps.kronecker import kronecker_product
 from qjax.operators.operator import Map, batched, wide
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Orthogonal(Map):
     """The map x @ R, R [batch..., n, n] orthogonal; n divides K: the same rotation of every n channels (heads)."""
@@ -37,7 +38,7 @@ class Orthogonal(Map):
         return self.transpose()
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Block(Map):
     """Blocks of n consecutive channels, block i by its own matrix M[..., i, :, :]; M [batch..., K / n, n, n]."""

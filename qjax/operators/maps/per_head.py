@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax.formats.format import Format
+from qjax.nodes import node
 from qjax.operators.maps.quantize import Quantize
 from qjax.operators.operator import Map, NotAffine
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class PerHead(Map):
     """x [..., heads, channels], each head by its own entry of `rounding`, whose last batch axis is that of heads.

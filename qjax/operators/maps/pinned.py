@@ -8,10 +8,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from qjax.nodes import node
 from qjax.operators.operator import Map, NotAffine
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Pinned(Map):
     """x, but values[k] wherever |x_k| >= magnitude; values [K], NaN for channels that are left alone.

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from qjax.coding import decode, encode, saturated
 from qjax.formats.format import FULL, Format
 from qjax.formats.spelling import as_format
+from qjax.nodes import node
 from qjax.operators.operator import Map, NotAffine
 from qjax.qarray import Grid, QArray
 from qjax.quantization import fake_quantize, fit, quantize
 from qjax.ranges import Range
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Quantize(Map):
     """x rounded to `format` along its channels, straight-through in the backward pass.

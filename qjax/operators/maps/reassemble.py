@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from qjax.nodes import node
 from qjax.operators.operator import Map, batched, wide
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Reassemble(Map):
     """Output j is the mean of the channels of its group divided by the number of the group's outputs.

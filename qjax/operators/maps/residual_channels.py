@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from qjax.formats.format import Format
+from qjax.nodes import node
 from qjax.operators.operator import Map, NotAffine
 from qjax.quantization import fake_quantize
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class ResidualChannels(Map):
     """[Q(x), Q(x - Q(x)) of the last `count` channels]: ARCQuant's augmented input (arXiv:2601.07475, section 3).

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from qjax.formats.format import FULL, Format
 from qjax.formats.spelling import as_format
+from qjax.nodes import node
 from qjax.operators.operator import Map, NotAffine
 from qjax.quantization import fake_quantize
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class RuntimeSmooth(Map):
     """s Q(x / s), with a scale s for `group` channels of like size: Runtime Smooth (arXiv:2409.20361, section 3.2).

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from qjax.nodes import node
 from qjax.operators.operator import Map, batched
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Shift(Map):
     """x + offset, offset [batch..., K]: behind an operator a bias, before it a channel shift (Outlier Suppression+)."""
@@ -40,7 +41,7 @@ class Shift(Map):
         return Shift(-self.offset)
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class Identity(Map):
     """x: the linear part of a shift."""

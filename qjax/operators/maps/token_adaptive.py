@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from qjax.formats.format import Format
 from qjax.formats.spelling import as_format
+from qjax.nodes import node
 from qjax.operators.operator import Map, NotAffine
 from qjax.quantization import fake_quantize
 
 
-@jax.tree_util.register_dataclass
+@node
 @dataclass(frozen=True, eq=False)
 class TokenAdaptive(Map):
     """Tokens whose crest factor, max |x| over the rms, is at least `crest` in the `wide` format, others in `narrow`.
