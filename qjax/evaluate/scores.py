@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qjax.metrics import kl_divergence, most_likely
 from qjax.trace.stages import stages
 
 PROTOCOL = (
@@ -60,14 +61,11 @@ def score(logits: jax.Array, tokens: jax.Array, reference: jax.Array) -> tuple[j
     """Loss, KL(reference || model) and top-1 flip of every next-token prediction.
 
     `logits` and `reference` are [B, T, V] (computed in float32), `tokens` is int [B, T]; each result is float32
-    [B, T - 1]. Log-probabilities are taken once; nothing of size V is kept per token.
+    [B, T - 1]. Nothing of size V is kept per token.
     """
-    ours = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
-    theirs = jax.nn.log_softmax(reference[:, :-1].astype(jnp.float32))
-    loss = -jnp.take_along_axis(ours, tokens[:, 1:, None], axis=-1)[..., 0]
-    divergence = jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
-    flips = jnp.argmax(ours, axis=-1) != jnp.argmax(theirs, axis=-1)
-    return loss, jnp.maximum(divergence, 0.0), flips.astype(jnp.float32)
+    ours, theirs = logits[:, :-1], reference[:, :-1]
+    flips = most_likely(ours) != most_likely(theirs)
+    return _loss(logits, tokens), kl_divergence(ours, theirs), flips.astype(jnp.float32)
 
 
 @jax.jit

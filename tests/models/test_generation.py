@@ -11,7 +11,7 @@ import pytest
 from qjax import quantization
 from qjax.models import Architecture, Decoder, stack_layers
 from qjax.models.decoder import nest
-from qjax.models.generation import _generate, filtered, generate, most_likely
+from qjax.models.generation import _generate, filtered, generate
 from qjax.trace.paths import leaves_with_paths, replace_leaves
 
 ARCH = Architecture(vocab=16, width=8, layers=2, heads=2, kv_heads=1, head_dim=4, ffn=12)
@@ -110,14 +110,6 @@ def test_a_new_temperature_or_key_compiles_nothing():
     before = _generate._cache_size()
     generate(MODEL, PARAMS, PROMPTS, 2, jax.random.key(1), temperature=0.7, top_k=4)
     assert _generate._cache_size() == before
-
-
-def test_the_most_likely_is_argmax_with_ties_infinities_and_nans():
-    ends = [-jnp.inf, -1.0, 0.0, jnp.inf, jnp.nan]
-    logits = jnp.asarray(random.choice(ends, (64, 2, 7)), jnp.float32)
-    found = most_likely(logits)
-    assert found.dtype == jnp.int32
-    np.testing.assert_array_equal(found, logits.argmax(-1))
 
 
 def test_filtered_keeps_all_without_top_k():
