@@ -52,6 +52,16 @@ def test_a_model_is_no_distance_from_itself(tables, batches):
     assert scores.kl_mean == scores.kl_p99 == scores.top1_flip == 0.0
 
 
+def test_a_token_that_neither_predicts_counts_nothing(tables, batches):
+    never = np.r_[np.zeros(VOCAB), -np.inf].astype(np.float32)  # a vocabulary padded with a masked entry
+    padded = [{"table": np.pad(t["table"], ((0, 0), (0, 1))) + never} for t in tables]
+    plain, masked = (
+        evaluate.evaluate(bigram, ours, batches, reference=evaluate.recomputed(bigram, theirs, batches)).kl_mean
+        for theirs, ours in (tables, padded)
+    )
+    assert plain > 0 and masked == pytest.approx(plain, rel=1e-5)
+
+
 def test_without_a_reference_only_the_loss(tables, batches):
     scores = evaluate.evaluate(bigram, tables[0], batches)
     assert scores.divergence is scores.kl_mean is scores.kl_p99 is scores.top1_flip is None
