@@ -2,7 +2,7 @@
 
 `few_bits` without its last step, the learning of scales that `combined_two_bits` and `combined_three_bits` take away:
 rotated, with ranges searched by squared error or least and largest values, rounded by GPTAQ or to nearest (catalogue
-D8, E4, H2).
+E4, H2).
 
 Paper: none; the parts are those of QuaRot (arXiv:2404.00456) and GPTAQ (arXiv:2504.02692).
 

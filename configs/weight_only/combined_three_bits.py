@@ -1,4 +1,4 @@
-"""Three bits: `combined_two_bits` with another format (catalogue D8, E4, E13, H2, J19).
+"""Three bits: `combined_two_bits` with another format (catalogue E4, E13, H2, J19).
 
 Paper: none, as there.
 
