@@ -8,6 +8,9 @@ quantization (Czaja and Na 2024, arXiv:2404.08131), on image classifiers; no pub
 Expected: GPFQ between RTN and GPTQ; SPFQ worse than GPFQ, since its bounds want more levels; sigma-delta at redundancy
 2 better than RTN at about twice the bits.
 
+Not run yet: a study measures a block's matrices together as of now, while GPFQ and SPFQ need them one after the
+other (`qjax.recipes.gpfq`).
+
 Cost: not measured yet; an estimate from the quickstart's rows is two hours and 5 GB on 2 cores.
 
     python -m experiments.run --config=configs/weight_only/path_following.py
