@@ -2,7 +2,9 @@
 
 A transform's own report measures what it minimized (or, without data, the weights). To compare rows, the float model's
 inputs of each matrix are kept for a window of the development part, and ||x W - matmul(x, op)|| / ||x W|| is taken for
-every row on the same x, activation quantizers included.
+every row on the same x, activation quantizers included. Behind a rotation of the residual stream, folded into the
+weights, a matrix reads and writes in other coordinates than the float model's x and W: its number is then one or more
+whatever the rounding, and such rows compare by perplexity alone.
 """
 
 from __future__ import annotations

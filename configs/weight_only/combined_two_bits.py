@@ -7,8 +7,9 @@ all in groups of 64 with a zero point (catalogue E4, E13, H2, J19). Scales have 
 Paper: none; the parts are those of QuaRot (arXiv:2404.00456), GPTAQ (arXiv:2504.02692) and PV-Tuning
 (arXiv:2405.14852).
 
-Expected: the whole better than every single method, and each part worth having; recorded so. Rotating the residual
-stream gives the head weights of its own, which the bits of the whole model count. Choices were made with
+Expected: the whole better than every single method, and each part worth having; recorded so, by perplexity (the
+matrices' errors of rotated rows compare with nothing: `experiments/errors.py`). Rotating the residual stream gives the
+head weights of its own, which the bits of the whole model count. Choices were made with
 `--config.evaluation.part=development`; the report part is for this run alone.
 
 Cost: two and a half hours and 10 GB on 2 cores.
