@@ -2,14 +2,14 @@
 
 A transform's own report measures what it minimized (or, without data, the weights). To compare rows, the float model's
 inputs of each matrix are kept for a window of the development part, and ||x W - matmul(x, op)|| / ||x W|| is taken for
-every row on the same x, activation quantizers included. Behind a rotation of the residual stream, folded into the
-weights, a matrix reads and writes in other coordinates than the float model's x and W: its number is then one or more
-whatever the rounding, and such rows compare by perplexity alone.
+every row on the same x, activation quantizers included. Where a matrix was rewritten together with others (a rotation
+of the residual stream, folded into the weights), it reads and writes in other coordinates than the float model's x and
+W and has no such number: rows compare by perplexity alone there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,12 +32,18 @@ def inputs(model: Any, params: Any, window: Any, targets: Sequence[str]) -> dict
     return {path: sample.rows[sample.filled] for path, sample in rows.items() if sample.rows.ndim == 2}
 
 
-def output_errors(x: Mapping[str, jax.Array], uses: Uses, reference: Any, params: Any) -> dict[str, float]:
-    """Relative output error {path: ...} of each matrix of `params` against the float `reference` on inputs `x`."""
+def output_errors(
+    x: Mapping[str, jax.Array], uses: Uses, reference: Any, params: Any, rewritten: Collection[str] = ()
+) -> dict[str, float]:
+    """Relative output error {path: ...} of each matrix of `params` against the float `reference` on inputs `x`.
+
+    Those `rewritten` (`qjax.Report.rewritten`) are left out.
+    """
     before, after = leaves_with_paths(reference), leaves_with_paths(params)
     pending = {
         path: _relative(rows, uses[path][0].to_matrix(before[path]), uses[path][0].to_matrix(after[path]))
         for path, rows in x.items()
+        if path not in rewritten
     }
     return {path: float(value) for path, value in pending.items()}
 

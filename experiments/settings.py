@@ -40,6 +40,7 @@ def defaults(study: str) -> ml_collections.ConfigDict:
             "recipe": {"methods": (), "format": ()},
             "extra": {},
             "schedule": "blocks",
+            "within": placeholder(str),  # how a block's matrices are measured (`qjax.run`); None: as each recipe needs
             "calibration": {"windows": 16, "length": 512, "batch": 4},
             "evaluation": {"windows": 32, "length": 512, "batch": 4, "part": "report"},
             "claims": (),
@@ -89,6 +90,8 @@ def check(config: ml_collections.ConfigDict) -> dict[str, Any]:
                 f"config.{group}.batch is {values[group]['batch']}, which does not divide "
                 f"{values[group]['windows']} windows"
             )
+    if values["within"] not in (None, "together", "sequential"):
+        raise ValueError(f"config.within is {values['within']!r}; give 'together', 'sequential' or None")
     if values["evaluation"]["part"] not in PARTS[1:]:
         raise ValueError(f"config.evaluation.part is {values['evaluation']['part']!r}; measure on one of {PARTS[1:]}")
     for claim in values["claims"]:

@@ -133,13 +133,13 @@ class Study:
             with self.timed(row.name, "quantize", replicate):
                 program, report = qjax.run(
                     self.chains[row.name], self.subject.model, weights, self.sample(replicate),
-                    key=key, schedule=self.config["schedule"], loss=_loss(self.chains[row.name]),
-                    checkpoint=str(self.folder / "state"), progress=True,
+                    key=key, schedule=self.config["schedule"], within=self.config["within"],
+                    loss=_loss(self.chains[row.name]), checkpoint=str(self.folder / "state"), progress=True,
                 )  # fmt: skip
             params = program.params if isinstance(program, qjax.Program) else program
             targets = list(report.targets)
             with self.timed(row.name, "errors", replicate):
-                moved = errors.output_errors(inputs, self.uses, weights, params)
+                moved = errors.output_errors(inputs, self.uses, weights, params, report.rewritten)
             leaves = [
                 {k: v for k, v in dict(leaf).items() if k != "seconds"} | {"output_error": moved.get(leaf["path"])}
                 for leaf in report.rows

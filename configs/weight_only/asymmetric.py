@@ -22,6 +22,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("asymmetric")
     config.replicates = 3
+    config.within = "sequential"  # as in the authors' code, GPTQ alike
     config.recipe = {
         "methods": ("rtn", "gptq", "gptaq", "rescomp"),
         "format": ("int3_g64_affine", "int2_g64_affine"),

@@ -7,9 +7,8 @@ all in groups of 64 with a zero point (catalogue E4, E13, H2, J19). Scales have 
 Paper: none; the parts are those of QuaRot (arXiv:2404.00456), GPTAQ (arXiv:2504.02692) and PV-Tuning
 (arXiv:2405.14852).
 
-Expected: the whole better than every single method, and each part worth having; recorded so, by perplexity (the
-matrices' errors of rotated rows compare with nothing: `experiments/errors.py`). Rotating the residual stream gives the
-head weights of its own, which the bits of the whole model count. Choices were made with
+Expected: the whole better than every single method, and each part worth having; recorded so. Rotating the residual
+stream gives the head weights of its own, which the bits of the whole model count. Choices were made with
 `--config.evaluation.part=development`; the report part is for this run alone.
 
 Cost: two and a half hours and 10 GB on 2 cores.
@@ -29,6 +28,7 @@ SINGLE = ("gptq", "gptaq", "decoupleq")
 def get_config(study: str = "combined_two_bits", format: str = "int2_g64_affine") -> ml_collections.ConfigDict:
     config = defaults(study)
     config.replicates = 3
+    config.within = "together"  # GPTAQ too, whose own order is sequential
     config.recipe = {"methods": SINGLE, "format": (format,)}
     config.extra = {"few_bits": {"format": (format,), "rotated": (True, False), "steps": (64, 0)}}
     config.calibration = {"windows": 16, "length": 512, "batch": 2}

@@ -22,6 +22,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("d2quant")
     config.replicates = 3
+    config.within = "sequential"  # mean shifts need it; every row alike
     config.recipe = {
         "methods": ("d2quant",),
         "format": ("int2_g64_affine",),

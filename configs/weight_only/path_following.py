@@ -8,9 +8,6 @@ quantization (Czaja and Na 2024, arXiv:2404.08131), on image classifiers; no pub
 Expected: GPFQ between RTN and GPTQ; SPFQ worse than GPFQ, since its bounds want more levels; sigma-delta at redundancy
 2 better than RTN at about twice the bits.
 
-Not run yet: a study measures a block's matrices together as of now, while GPFQ and SPFQ need them one after the
-other (`qjax.recipes.gpfq`).
-
 Cost: not measured yet; an estimate from the quickstart's rows is two hours and 5 GB on 2 cores.
 
     python -m experiments.run --config=configs/weight_only/path_following.py
@@ -26,6 +23,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("path_following")
     config.replicates = 3
+    config.within = "sequential"  # what GPFQ and SPFQ need; GPTQ alike
     config.recipe = {"methods": ("rtn", "gptq", "gpfq", "spfq"), "format": ("int4_g64",)}
     config.extra = {"frames": {"format": ("int2", "int4")}}
     config.calibration = {"windows": 32, "length": 512, "batch": 4}

@@ -75,6 +75,7 @@ def get_config(part: str = "") -> ml_collections.ConfigDict:
     config.extra = {} if trained is True else _own_grids(widths)
     if trained is not False:
         config.extra.update(_trained(widths))
+    config.within = "sequential"  # GPTAQ, GPFQ and their kin need it, and all methods see the same inputs
     config.calibration = {"windows": 8, "length": 512, "batch": 2}
     config.evaluation = {"windows": 32, "length": 512, "batch": 8, "part": "report"}  # a batch decodes all weights once
     rows = {row.name for row in sweep.rows(settings.check(config))}

@@ -2,7 +2,7 @@
 
 Catalogue E14. The down projection's input channels get a scale of their own by alternating least squares, the weights
 go through GPTQ, and the mean deviation that quantized attention causes is added where the feed-forward part reads its
-norm (run with within="sequential" to have attention quantized by then). The paper adds rotations and GPTAQ.
+norm, measured behind it. The paper adds rotations and GPTAQ.
 """
 
 from __future__ import annotations

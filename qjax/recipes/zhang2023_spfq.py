@@ -1,8 +1,8 @@
 """GPFQ and SPFQ: greedy path following (Zhang et al. 2022, arXiv:2201.11113; Zhang and Saab 2023, arXiv:2309.10975).
 
 Catalogue D12. Neuron by neuron along its inputs in both networks, rounded to nearest (GPFQ) or stochastically (SPFQ).
-The quantized network's inputs are those behind every matrix before, the same block's included: give `qjax.run` these
-chains with `within="sequential"`. Measured together, a block's later matrices follow inputs that its earlier ones are
+The quantized network's inputs are those behind every matrix before, the same block's included: `qjax.run` measures
+these chains sequentially. With `within="together"` a block's later matrices follow inputs that its earlier ones are
 about to change, and errors grow from block to block.
 """
 

@@ -34,7 +34,8 @@ class Needs(NamedTuple):
 
     Attributes:
         statistics: statistics of the targets' inputs (`qjax.statistics`) or their names, measured on the stream.
-        cross: also measure the cross-Gram of the quantized and the float stream (GPTAQ).
+        cross: also measure the cross-Gram of the quantized and the float stream (GPTAQ). Like `paired`, it has a block
+            measured sequentially unless `run(within=)` says otherwise.
         paired: also measure `statistics` on the float stream (mean shifts).
         streams: also keep, per batch, the stage's inputs and its reference inputs and outputs.
         loss: the stage must offer `loss` (model scope).

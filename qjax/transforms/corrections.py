@@ -53,8 +53,8 @@ def mean_shift() -> Transform:
 
     D²Quant's deviation-aware correction (Yan et al. 2026, arXiv:2602.02546, section 3.3): written online in front of
     the leaves that read a norm's output, it is a bias of that norm. The paper corrects the norm behind attention, whose
-    deviation is the most systematic: select its readers with `qjax.masked`, and measure sequentially
-    (`run(..., within="sequential")`) so that the attention before it is already quantized.
+    deviation is the most systematic: select its readers with `qjax.masked`. `run` measures it sequentially, so that
+    attention is quantized by then.
     """
 
     def edit(stage: Stage, key: jax.Array) -> Edit:

@@ -30,12 +30,16 @@ class NotEquivalent(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Working:
-    """The model under edit: leaves by path, their float reference, the plan, and what stands around the leaves."""
+    """The model under edit: leaves by path, their float reference, the plan, and what stands around the leaves.
+
+    `rewritten` names the leaves that hold other numbers for the same function of the model (`Edit.rewritten`).
+    """
 
     params: Leaves
     reference: Leaves
     plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     taps: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rewritten: frozenset[str] = frozenset()
 
 
 def applied(working: Working, edit: Edit, uses: Mapping[str, Use]) -> Working:
@@ -63,6 +67,7 @@ def applied(working: Working, edit: Edit, uses: Mapping[str, Use]) -> Working:
         reference=reference,
         plan={**working.plan, **edit.plan},
         taps={**working.taps, **{site: _behind(working.taps.get(site), tap) for site, tap in edit.taps.items()}},
+        rewritten=working.rewritten.union(edit.rewritten),
     )
 
 
@@ -81,6 +86,7 @@ def changes(before: Working, after: Working, rows: Any) -> dict[str, Any]:
         "reference": new(before.reference, after.reference),
         "plan": dict(after.plan),
         "taps": dict(after.taps),
+        "rewritten": sorted(after.rewritten),
         "rows": rows,
     }
 
@@ -92,6 +98,7 @@ def restored(working: Working, saved: Mapping[str, Any]) -> tuple[Working, list[
         reference={**working.reference, **saved["reference"]},
         plan=saved["plan"],
         taps=saved["taps"],
+        rewritten=frozenset(saved["rewritten"]),
     )
     return working, saved["rows"]
 

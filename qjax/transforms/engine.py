@@ -24,6 +24,8 @@ from qjax.transforms.resume import Progress, fingerprint
 from qjax.transforms.sweep import Settings, Streams, edit_block, needs_reference
 from qjax.transforms.walk import base, cut, restacked, sliced, whole
 
+Within = Literal["together", "sequential"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
@@ -32,6 +34,7 @@ class Pass:
     transforms: Chain
     schedule: Literal["whole", "blocks"]
     needs_data: bool
+    within: Within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,6 @@ class Plan:
     targets: tuple[str, ...]
     excluded: Mapping[str, str]
     stream: str
-    within: str
     by: str
 
     def __str__(self) -> str:
@@ -51,7 +53,7 @@ class Plan:
             names = " -> ".join(t.name for t in p.transforms)
             walk = "the whole model" if p.schedule == "whole" else f"block by block ({self.by!r})"
             measured = sorted({as_statistic(s).name for t in p.transforms for s in t.needs.statistics})
-            data = f"{self.stream} stream, statistics {self.within}" if p.needs_data else "no data"
+            data = f"{self.stream} stream, statistics {p.within}" if p.needs_data else "no data"
             lines.append(
                 f"pass {n}: {names}: {walk}, {data}" + (f"; measures {', '.join(measured)}" if measured else "")
             )
@@ -71,7 +73,7 @@ def plan(
     schedule: Literal["whole", "blocks"] = "blocks",
     by: str = "layers/*",
     stream: Literal["quantized", "float"] = "quantized",
-    within: Literal["together", "sequential"] = "together",
+    within: Within | None = None,
     where: Where | None = None,
 ) -> Plan:
     """The passes, targets and exclusions of `run` with the same arguments; nothing is computed but shapes."""
@@ -88,7 +90,7 @@ def run(
     schedule: Literal["whole", "blocks"] = "blocks",
     by: str = "layers/*",
     stream: Literal["quantized", "float"] = "quantized",
-    within: Literal["together", "sequential"] = "together",
+    within: Within | None = None,
     where: Where | None = None,
     weights: Sequence[jax.Array] | None = None,
     loss: Callable[[Any, Any], jax.Array] | None = None,
@@ -110,7 +112,9 @@ def run(
         by: path pattern of one block's parameters.
         stream: what a block is fed in calibration: the output of its "quantized" or of its "float" predecessors.
         within: inside a block, statistics are measured once ("together") or again before each group of leaves that
-            share an input ("sequential").
+            share an input ("sequential"), which then see those before them quantized. By default each pass as its
+            transforms need it: sequential where one compares the quantized with the float stream (`Needs.cross`,
+            `Needs.paired`), whose difference the block's own matrices are about to make.
         where: the targets, instead of the default: path pattern(s) or a predicate. The default is every leaf whose only
             use is a matmul, convolution or ragged_dot with an activation; never embeddings, heads, norms, biases,
             routers, gates or depthwise convolutions.
@@ -144,10 +148,11 @@ def run(
     all_uses = uses(fn, params, batches[0])
     planned = _planned(chain(recipe), all_uses, schedule, by, stream, within, where)
     names = tuple(t.name for p in planned.passes for t in p.transforms)
+    order = tuple(p.within for p in planned.passes)
     identity = (
         ""
         if checkpoint is None
-        else fingerprint(names, params, list(batches), key, weights, schedule, by, stream, within, planned.targets)
+        else fingerprint(names, params, list(batches), key, weights, schedule, by, stream, order, planned.targets)
     )
     saved = Progress(checkpoint, identity)
     wiring = getattr(fn, "topology", None) if topology is None else topology
@@ -162,7 +167,7 @@ def run(
             blocks, begin, finish = cut(model, params, batches[0], by)
             inputs = [begin(b) for b in batches_read]
         streams = Streams(inputs, list(inputs) if needs_reference(p.transforms) else None)
-        settings = Settings(stream, within, jax.random.fold_in(key, n), weights, loss, wiring, batches_read, finish)
+        settings = Settings(stream, p.within, jax.random.fold_in(key, n), weights, loss, wiring, batches_read, finish)
         bar = tqdm(total=len(blocks), desc=f"pass {n + 1} of {len(planned.passes)}", disable=not progress, unit="block")
         before = working
         working = sliced(working, blocks)
@@ -182,8 +187,16 @@ def run(
     result = replace_leaves(params, changed)
     if working.taps:
         result = Program(result, dict(working.taps))
-    seconds = time.perf_counter() - begun
-    return result, Report(tuple(rows), planned.targets, planned.excluded, dict(working.plan), str(planned), seconds)
+    moved = {base(path) for path in working.rewritten}
+    return result, Report(
+        tuple(rows),
+        planned.targets,
+        planned.excluded,
+        tuple(path for path in planned.targets if path in moved),
+        dict(working.plan),
+        str(planned),
+        time.perf_counter() - begun,
+    )
 
 
 def _itself(outputs: Any) -> Any:
@@ -235,22 +248,22 @@ def _planned(
     for name, value, allowed in (
         ("schedule", schedule, ("blocks", "whole")),
         ("stream", stream, ("quantized", "float")),
-        ("within", within, ("together", "sequential")),
+        ("within", within, (None, "together", "sequential")),
     ):
         if value not in allowed:
-            raise ValueError(f"{name}={value!r}; give one of {', '.join(allowed)}")
+            raise ValueError(f"{name}={value!r}; give one of {', '.join(map(str, allowed))}")
     if not recipe:
         raise ValueError("the recipe is empty: chain() has no transforms")
     passes: list[Pass] = []
     for transforms in _together(recipe):
-        if transforms[0].scope == "model":
-            passes.append(Pass(transforms, "whole", True))
-        else:
-            data = any(t.scope in ("block", "window") or _reads(t) for t in transforms)
-            passes.append(Pass(transforms, schedule if data else "whole", data))
+        model = transforms[0].scope == "model"
+        data = model or any(t.scope in ("block", "window") or _reads(t) for t in transforms)
+        compares = any(t.needs.cross or t.needs.paired for t in transforms)
+        order = within or ("sequential" if compares else "together")
+        passes.append(Pass(transforms, schedule if data and not model else "whole", data, order))
     targets = all_uses.targets(where)
     left = {p: all_uses.excluded.get(p, "not picked by where=") for p in all_uses if p not in targets}
-    return Plan(tuple(passes), targets, {**all_uses.impossible, **left}, stream, within, by)
+    return Plan(tuple(passes), targets, {**all_uses.impossible, **left}, stream, by)
 
 
 def _together(recipe: Chain) -> Iterator[Chain]:

@@ -24,6 +24,8 @@ class Report:
             weights: of round-to-nearest in the same format, and of the result); seconds; warnings (a tuple of strings).
         targets: paths the run set out to edit.
         excluded: path -> why it was left alone.
+        rewritten: targets that read or write in other coordinates than the float leaf of that path (a rotation folded
+            into the stream): the model's function is the same, but leaf and float leaf are not to be compared.
         plan: path -> format, where a transform annotated one.
         passes: the printed plan of passes.
         seconds: wall time of the whole run, compilation included.
@@ -32,6 +34,7 @@ class Report:
     rows: tuple[Mapping[str, Any], ...]
     targets: tuple[str, ...]
     excluded: Mapping[str, str]
+    rewritten: tuple[str, ...]
     plan: Mapping[str, Any]
     passes: str
     seconds: float

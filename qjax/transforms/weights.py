@@ -82,7 +82,8 @@ def gptaq(
 ) -> Transform:
     """GPTAQ, and ResComp where `compensation` is not 0 (catalogue E4, E5); see `qjax.solvers.asymmetric`.
 
-    The float stream runs beside the quantized one; leaves that share an input share the factor and both corrections.
+    The float stream runs beside the quantized one, and `run` measures a block sequentially, as the authors' code does;
+    leaves that share an input share the factor and both corrections.
     """
     f = as_format(fmt)
 

@@ -63,7 +63,7 @@ def test_the_transform_keeps_the_network_and_quantizes_behind_it(name):
     model, p, tokens = subject(name)
     program, report = qjax.run(rotate(), model, p, [tokens])
     assert apart(model, p, program, tokens) <= 5e-5
-    assert {row["path"] for row in report.rows} == set(report.targets)
+    assert {row["path"] for row in report.rows} == set(report.targets) == set(report.rewritten)
     weights = qjax.gptq("int8") if name == "tied" else qjax.rtn("int8")
     recipe = qjax.chain(rotate(), weights, qjax.act_quantize("int8"), cache_quantize("int8", "int8"))
     if name == "untied, biases":

@@ -17,6 +17,7 @@ CONFIGS = [path.stem for path in (Path(__file__).resolve().parents[2] / "configs
     [
         ("study", "", "names a folder"),
         ("study", "a/b", "names a folder"),
+        ("within", "parallel", "give 'together', 'sequential' or None"),
         ("replicates", 0, "at least 1"),
         ("replicates", "3", "must be a int"),
         ("claims", ("rtn", "gptq"), "pair of row names"),

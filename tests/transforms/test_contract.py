@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import qjax
-from qjax import io
+from qjax import io, recipes, transforms
 from qjax.nodes import node
 from tests.transforms import toy
 
@@ -141,6 +141,18 @@ def test_streams_and_orders_differ_where_they_should(stream, within):
     assert first
     assert later == ((stream, within) == ("quantized", "together"))
     assert f"{stream} stream, statistics {within}" in report.passes
+
+
+def test_what_compares_the_streams_is_measured_sequentially_by_default():
+    def passes(recipe, **how):
+        return str(qjax.plan(recipe, toy.model, toy.params(), toy.batches()[0], **how)).splitlines()
+
+    together, sequential = (f"quantized stream, statistics {name}" for name in ("together", "sequential"))
+    for recipe in (recipes.gptaq("int3_g8"), recipes.gpfq("int3_g8"), transforms.mean_shift()):
+        assert sequential in passes(recipe)[0]
+        assert together in passes(recipe, within="together")[0]
+    assert together in passes(qjax.gptq("int3_g8"))[0]
+    assert sequential in passes(qjax.gptq("int3_g8"), within="sequential")[0]
 
 
 def test_data_free_methods_are_bit_equal_whatever_the_walk():

@@ -188,7 +188,6 @@ def test_means_are_restored():
         on(transforms.mean_shift(), "1/gate", "1/up"),
         on(transforms.bias_correction(paired=True), "1/down"),
         on(transforms.bias_correction(), "0/gate"),
-        within="sequential",
     )
     layer = {"gain": FIRST["gain"], **{n: first[n] for n in NAMES}}
     x = qjax.quantized(block)(layer, X)
