@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from qjax.statistics import Statistic
+from qjax.statistics import CrossGram, Statistic, as_statistic
 from qjax.trace.topology import Topology
 from qjax.trace.uses import Use
 
@@ -33,9 +33,8 @@ class Needs(NamedTuple):
     """What must be measured or kept for a transform before its first step.
 
     Attributes:
-        statistics: statistics of the targets' inputs (`qjax.statistics`) or their names, measured on the stream.
-        cross: also measure the cross-Gram of the quantized and the float stream (GPTAQ). Like `paired`, it has a block
-            measured sequentially unless `run(within=)` says otherwise.
+        statistics: statistics of the targets' inputs (`qjax.statistics`) or their names, measured on the stream;
+            "cross_gram" of it and the float stream (GPTAQ).
         paired: also measure `statistics` on the float stream (mean shifts).
         streams: also keep, per batch, the stage's inputs and its reference inputs and outputs.
         loss: the stage must offer `loss` (model scope).
@@ -46,13 +45,17 @@ class Needs(NamedTuple):
     """
 
     statistics: tuple[str | Statistic, ...] = ()
-    cross: bool = False
     paired: bool = False
     streams: bool = False
     loss: bool = False
     window: int | None = 1
     inner: bool = False
     sensitivity: Literal["loss", "outputs"] | None = None
+
+    @property
+    def compared(self) -> bool:
+        """Whether the quantized stream is compared with the float one: measured sequentially, unless `run` is told."""
+        return self.paired or any(as_statistic(s) == CrossGram() for s in self.statistics)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,8 +113,8 @@ def run(
         stream: what a block is fed in calibration: the output of its "quantized" or of its "float" predecessors.
         within: inside a block, statistics are measured once ("together") or again before each group of leaves that
             share an input ("sequential"), which then see those before them quantized. By default each pass as its
-            transforms need it: sequential where one compares the quantized with the float stream (`Needs.cross`,
-            `Needs.paired`), whose difference the block's own matrices are about to make.
+            transforms need it: sequential where one compares the quantized with the float stream (`Needs.compared`),
+            whose difference the block's own matrices are about to make.
         where: the targets, instead of the default: path pattern(s) or a predicate. The default is every leaf whose only
             use is a matmul, convolution or ragged_dot with an activation; never embeddings, heads, norms, biases,
             routers, gates or depthwise convolutions.
@@ -258,8 +258,7 @@ def _planned(
     for transforms in _together(recipe):
         model = transforms[0].scope == "model"
         data = model or any(t.scope in ("block", "window") or _reads(t) for t in transforms)
-        compares = any(t.needs.cross or t.needs.paired for t in transforms)
-        order = within or ("sequential" if compares else "together")
+        order = within or ("sequential" if any(t.needs.compared for t in transforms) else "together")
         passes.append(Pass(transforms, schedule if data and not model else "whole", data, order))
     targets = all_uses.targets(where)
     left = {p: all_uses.excluded.get(p, "not picked by where=") for p in all_uses if p not in targets}
@@ -282,7 +281,7 @@ def _together(recipe: Chain) -> Iterator[Chain]:
 
 
 def _reads(t: Transform) -> bool:
-    return bool(t.needs.statistics) or t.needs.cross or t.needs.streams or t.needs.loss
+    return bool(t.needs.statistics) or t.needs.streams or t.needs.loss
 
 
 def _refuse_idle(planned: Plan, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from qjax import dispatch, solvers
 from qjax.formats import Format, as_format
 from qjax.operators import Sum
 from qjax.operators.operator import batched
-from qjax.transforms.contract import Edit, Needs, Stage, Transform, stateless
+from qjax.transforms.contract import Edit, Needs, Scope, Stage, Transform, stateless
 from qjax.transforms.leaves import Core, float_core, transport
 
 # Axes of a statistic behind its batch axes; the others have one value an input channel.
@@ -82,7 +82,8 @@ def quantize_with(
         return Edit(params=params, rows=rows)
 
     # A random method's key is that of its own leaf, the same however the model is walked.
-    return stateless(name or f"{solve.__name__} {f.name}", "leaf" if random else "inputs", edit, _needs(statistics))
+    scope: Scope = "leaf" if random else "inputs"
+    return stateless(name or f"{solve.__name__} {f.name}", scope, edit, Needs(statistics=statistics))
 
 
 def correct_with(
@@ -118,12 +119,7 @@ def correct_with(
             params[path], rows[path] = core.holding(new).leaf(), report_row(label, new, before, after)
         return Edit(params=params, rows=rows)
 
-    return stateless(name or f"{solve.__name__} {label}", "leaf", edit, _needs(statistics))
-
-
-def _needs(statistics: tuple[str, ...]) -> Needs:
-    measured = tuple(s for s in statistics if s != "cross_gram")
-    return Needs(statistics=measured, cross="cross_gram" in statistics)
+    return stateless(name or f"{solve.__name__} {label}", "leaf", edit, Needs(statistics=statistics))
 
 
 def behind_maps(path: str, core: Core, stage: Stage, statistics: tuple[str, ...]) -> dict[str, jax.Array]:

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qjax.statistics import Statistic
-from qjax.statistics.second_moments import CrossGram
+from qjax.statistics import CrossGram, Statistic
 from qjax.trace.observe import observing
 from qjax.trace.quantized import quantized
 from qjax.trace.uses import Use, uses
@@ -107,33 +106,28 @@ class Programs:
         return self._once(("uses", fn, str(jax.tree.map(jnp.shape, leaves))), make)
 
     def measure(self, fn: Fn, wanted: Wanted) -> Callable[..., Any]:
-        """(leaves, x, weights) -> statistics by position; what only the block's output needs is never run."""
+        """(leaves, x, weights, reference) -> statistics by position; what only the block's output needs is never run.
+
+        Where a `CrossGram` is wanted, `reference` is the float stream beside: its leaves and its x.
+        """
 
         def make() -> Callable[..., Any]:
-            watch = observing(fn, {str(p): s for p, s in wanted.items()})
+            cross, tokens = CrossGram(), _Tokens()
+            own = {str(p): tuple(tokens if s == cross else s for s in stats) for p, stats in wanted.items()}
+            paired = {p: (tokens,) for p, stats in own.items() if tokens in stats}
+            watch, beside = observing(fn, own), observing(fn, paired)
 
-            def program(leaves: tuple[Any, ...], x: Any, weights: Any) -> Any:
-                return {int(p): v for p, v in watch(leaves, x, weights)[1].items()}
+            def program(leaves: Any, x: Any, weights: Any, reference: tuple[Any, Any] | None) -> Any:
+                found = {p: dict(stats) for p, stats in watch(leaves, x, weights)[1].items()}
+                for p, true in (beside(*reference, weights)[1] if reference else {}).items():
+                    pair = found[p].pop(tokens.name), true[tokens.name]
+                    start = cross.init(pair[0].shape[-1], pair[0].shape[:-2])
+                    found[p][cross.name] = cross.update(start, pair)
+                return {int(p): stats for p, stats in found.items()}
 
             return jax.jit(program)
 
         return self._once(("measure", fn, _key(wanted)), make)
-
-    def pair(self, fn: Fn, positions: tuple[int, ...]) -> Callable[..., Any]:
-        """Cross-Grams of a batch in two streams: (leaves, x, reference leaves, reference x, weights) -> by position."""
-
-        def make() -> Callable[..., Any]:
-            watch = observing(fn, {str(p): (_Tokens(),) for p in positions})
-            cross = CrossGram()
-
-            def program(leaves: Any, x: Any, ref_leaves: Any, ref_x: Any, weights: Any) -> Any:
-                now, ref = watch(leaves, x, weights)[1], watch(ref_leaves, ref_x, weights)[1]
-                pairs = {int(p): (now[p]["tokens"], ref[p]["tokens"]) for p in now}
-                return {p: cross.update(cross.init(a.shape[-1], a.shape[:-2]), (a, b)) for p, (a, b) in pairs.items()}
-
-            return jax.jit(program)
-
-        return self._once(("pair", fn, positions), make)
 
     def merge(self, wanted: Wanted) -> Callable[..., Any]:
         """Two sets of statistics as one; the first is used up."""

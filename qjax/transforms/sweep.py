@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qjax.statistics import Count, Statistic, as_statistic
+from qjax.statistics import Count, CrossGram, Statistic, as_statistic
 from qjax.trace.paths import named_key
 from qjax.trace.topology import Topology
 from qjax.trace.uses import Use
@@ -94,7 +94,7 @@ class Place:
 
 def needs_reference(transforms: Sequence[Transform]) -> bool:
     """Whether a sweep must carry the float stream beside its own."""
-    return any(t.needs.streams or t.needs.cross or t.needs.paired for t in transforms)
+    return any(t.needs.streams or t.needs.compared for t in transforms)
 
 
 def edit_block(
@@ -223,38 +223,18 @@ def _measured(
     working: Working, asked: Sequence[tuple[Transform, Sequence[str]]], place: Place
 ) -> dict[str, dict[str, Any]]:
     """Statistics by leaf id over all batches, each leaf only what its transforms need."""
-    block, streams, programs, settings = place.block, place.streams, place.programs, place.settings
     names: dict[str, dict[str, Statistic]] = {}
-    crossed: set[str] = set()
     for t, paths in asked:
         for p in paths:
             for statistic in t.needs.statistics:
                 _ask(names.setdefault(p, {}), p, statistic)
-            if t.needs.cross:
-                crossed.add(p)
     if any("gram" in wanted for wanted in names.values()):
         uses = place.uses(working)
         for p, wanted in names.items():
             if "gram" in wanted and shifting(working.params[p], uses[p]):
                 _ask(wanted, p, "mean")
-    position = {p: i for i, p in enumerate(block.ids)}
-    leaves_of = working.params if settings.stream == "quantized" else working.reference
-    ready = block.ready(leaves_of)
-    out: dict[str, dict[str, Any]] = {}
-    if names:
-        out = _statistics(names, ready, streams.now, place)
-    if crossed:
-        assert streams.reference is not None
-        pair = programs.pair(block.fn, tuple(sorted(position[p] for p in crossed)))
-        ref = block.ready(working.reference)
-        total = None
-        for i, (x, ref_x) in enumerate(zip(streams.now, streams.reference, strict=True)):
-            found = pair(ready, x, ref, ref_x, None if settings.weights is None else settings.weights[i])
-            total = found if total is None else jax.tree.map(jnp.add, total, found)
-        assert total is not None
-        for p in crossed:
-            out.setdefault(p, {})["cross_gram"] = total[position[p]]
-    return out
+    leaves = working.params if place.settings.stream == "quantized" else working.reference
+    return _statistics(names, leaves, place.streams.now, working, place)
 
 
 def _ask(names: dict[str, Statistic], path: str, statistic: str | Statistic) -> None:
@@ -273,22 +253,28 @@ def _measured_in_float(
         for p in paths if t.needs.paired else ():
             for statistic in t.needs.statistics:
                 _ask(names.setdefault(p, {}), p, statistic)
-    if not names:
-        return {}
-    assert place.streams.reference is not None
-    return _statistics(names, place.block.ready(working.reference), place.streams.reference, place)
+    return _statistics(names, working.reference, place.streams.reference or (), working, place)
 
 
 def _statistics(
-    names: Mapping[str, Mapping[str, Statistic]], leaves: tuple[Any, ...], values: Sequence[Any], place: Place
+    names: Mapping[str, Mapping[str, Statistic]],
+    leaves: Leaves,
+    values: Sequence[Any],
+    working: Working,
+    place: Place,
 ) -> dict[str, dict[str, Any]]:
     """The named statistics of each leaf's input over all batches of one stream, and its count of tokens."""
+    if not names:
+        return {}
     position = {p: i for i, p in enumerate(place.block.ids)}
     wanted = {position[p]: (*s.values(), Count()) for p, s in names.items()}
     measure, merge = place.programs.measure(place.block.fn, wanted), place.programs.merge(wanted)
+    ready, reference = place.block.ready(leaves), place.streams.reference
+    beside = place.block.ready(working.reference) if any(CrossGram.name in asked for asked in names.values()) else None
     weights, total = place.settings.weights, None
     for i, x in enumerate(values):
-        found = measure(leaves, x, None if weights is None else weights[i])
+        pair = None if beside is None or reference is None else (beside, reference[i])
+        found = measure(ready, x, None if weights is None else weights[i], pair)
         total = found if total is None else merge(total, found)
     assert total is not None
     jax.block_until_ready(total)  # so that the seconds of a transform are its own

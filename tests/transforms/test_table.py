@@ -60,7 +60,7 @@ def test_gptq_leaf_sees_the_quantized_stream():
 
 def test_gptaq_leaf_sees_both_streams():
     p, batches, seen = toy.params(), toy.batches(), []
-    recipe = qjax.chain(recorder("leaf", Needs(statistics=("gram",), cross=True), seen), qjax.rtn("int2_g8_f32"))
+    recipe = qjax.chain(recorder("leaf", Needs(statistics=("gram", "cross_gram")), seen), qjax.rtn("int2_g8_f32"))
     q, _ = qjax.run(recipe, toy.model, p, batches)
     stage = next(s for s in seen if s.name == "layers/2/up")
     done = dense_tree(q)
