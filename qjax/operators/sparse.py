@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qjax.nodes import node
-from qjax.operators.operator import Operator, batched, wide
+from qjax.operators.operator import Operator, batched, product, wide
 
 
 @node
@@ -18,7 +19,8 @@ from qjax.operators.operator import Operator, batched, wide
 class Sparse(Operator):
     """W[ins[j], outs[j]] += values[j]: outliers kept apart (SpQR, SqueezeLLM). Arrays are [batch..., nonzeros].
 
-    Indices may be of any unsigned type width enough; they are counted as stored. `size` is (K, N).
+    Indices may be of any unsigned type wide enough; they are counted as stored. `size` is (K, N). Few tokens gather
+    what meets the entries; where that would be more numbers than the matrix has, it is filled in and multiplied.
     """
 
     values: jax.Array
@@ -44,7 +46,10 @@ class Sparse(Operator):
         return np.dtype(self.values.dtype)
 
     def matmul(self, x: jax.Array, *, dtype: Any = None, implementation: str | None = None) -> jax.Array:
-        width = wide(x.dtype)
+        width, tokens = wide(x.dtype), math.prod(x.shape[self.values.ndim - 1 : -1])
+        if tokens * self.values.shape[-1] > math.prod(self.size):
+            same = x if x.dtype == self.dtype else x.astype(wide(x.dtype, self.dtype))
+            return product(same, self.affine()[0], x.dtype if dtype is None else dtype)
 
         def scatter(x: jax.Array, values: jax.Array, ins: jax.Array, outs: jax.Array) -> jax.Array:
             terms = x[..., ins].astype(width) * jnp.broadcast_to(values.astype(width), (*x.shape[:-1], values.size))

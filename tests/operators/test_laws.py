@@ -252,6 +252,16 @@ def test_sparse_keeps_the_largest_entries_in_narrow_indices():
     assert dispatch.bits(op) == 7 * (32 + 16 + 8)
 
 
+def test_many_tokens_meet_a_sparse_matrix_as_a_dense_one():
+    """Of 1200 entries 7 are kept: from 172 tokens on the terms would be more than that."""
+    op, x = Sparse.largest(normal(0, 300, 4), 7), normal(1, 400, 300)
+    few, many = (jax.make_jaxpr(op.matmul)(x[:n]) for n in (171, 172))
+    assert "f32[171,7]" in str(few) and "f32[172,7]" not in str(many)
+    np.testing.assert_allclose(op.matmul(x), x @ op.affine()[0], rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(op.matmul(x)[:171], op.matmul(x[:171]), rtol=1e-5, atol=1e-5)
+    assert op.matmul(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
 def test_stacked_layers_of_unlike_structure():
     op = Stacked((quantize(normal(0, K, N), "int4_g4"), quantize(normal(1, K, N), "int8")))
     assert dispatch.scannable(op) is None and dispatch.index(op, 1) is op.ops[1]
