@@ -22,9 +22,23 @@ from qjax.qarray import Grid, Meta, QArray
 
 
 class Clusters(NamedTuple):
-    """The quantized matrix, and the sum of absolute errors of the weights that count after every step, `[steps]`."""
+    """The quantized matrix, and the sum of absolute errors of the weights that count in every step, `[steps]`.
+
+    NaN behind the step whose error did not fall any more; the tables of the step before it stay.
+    """
 
     q: QArray
+    errors: Array
+
+
+class _State(NamedTuple):
+    """Steps done, the next table, the best and its error, whether the last step was better, all errors."""
+
+    done: Array
+    table: Array
+    best: Array
+    least: Array
+    falls: Array
     errors: Array
 
 
@@ -70,14 +84,23 @@ def _cluster(w: Array, counted: Array, *, bits: int, steps: int) -> Clusters:
     group = jnp.sum(place[:, None] >= jnp.round(edges).astype(jnp.int32)[None, :], axis=1, dtype=jnp.int32)
     first = means(group, jnp.zeros(levels, jnp.float32))
 
-    def step(state: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], Array]:
-        table, least, best = state
-        code = element.encode(x, table)
-        error = jnp.sum(jnp.where(weight, jnp.abs(x - element.decode(code, table)), 0))
-        best = jnp.where(error < least, table, best)
-        return (means(code.astype(jnp.int32), table), jnp.minimum(error, least), best), error
+    def step(state: _State) -> _State:
+        code = element.encode(x, state.table)
+        error = jnp.sum(jnp.where(weight, jnp.abs(x - element.decode(code, state.table)), 0))
+        falls = error < state.least
+        return _State(
+            state.done + 1,
+            means(code.astype(jnp.int32), state.table),
+            jnp.where(falls, state.table, state.best),
+            jnp.minimum(error, state.least),
+            falls,
+            state.errors.at[state.done].set(error),
+        )
 
-    (_, _, table), errors = lax.scan(step, (first, jnp.float32(jnp.inf), first), None, length=steps)
+    start = _State(
+        jnp.int32(0), first, first, jnp.float32(jnp.inf), jnp.bool_(True), jnp.full(steps, jnp.nan, jnp.float32)
+    )
+    _, _, table, _, _, errors = lax.while_loop(lambda s: s.falls & (s.done < steps), step, start)
     meta = Meta(element, (FULL, FULL), None, dtype=str(w.dtype))
     grid = Grid((), None, table[None, None], meta)
     return Clusters(encode(grid, w), errors)
