@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,21 @@ from qjax.solvers.group_scales import Scales
 LARGEST_LEFT_OUT = 128
 """Groups of more rows are fitted with all their weights: leaving one out costs the square of a group."""
 
+TRIES, FILLED = 16, 0.9
+"""Thresholds at most, and the share of the outliers allowed that is enough."""
+
+
+class _Search(NamedTuple):
+    """Thresholds so far, one that too many exceed, one that fits and what came of it, and whether that is enough."""
+
+    tries: Array
+    low: Array
+    high: Array
+    threshold: Array
+    filled: Array
+    q: QArray
+    lost: Array
+
 
 def spqr(
     w: Array,
@@ -42,9 +58,10 @@ def spqr(
 ) -> Sum | Pre:
     """`w [K, N]` as `Sum((QArray, Sparse))`, behind a `Permute` with order="activation"; `gram [K, K]` is XᵀX.
 
-    Groups are those of `fmt` in the order of processing; its scales may be a format themselves. The threshold is set
-    so that about a share `outliers` of the weights exceeds it (the authors give the threshold and report the share);
-    never more are stored, as float16 beside their two indices.
+    Groups are those of `fmt` in the order of processing; its scales may be a format themselves. The authors give the
+    threshold and report the share of outliers; here it is the share, and the threshold is found by bisection, the
+    matrix gone through for each: the lowest that no more weights exceed. They are stored as float16 beside their two
+    indices.
 
     Raises:
         ValueError: a share of outliers outside (0, 1).
@@ -75,7 +92,7 @@ def _spqr(
     rounded = dequantize(quantize(w, fmt, axis=-2, range=range))
     threshold = lax.top_k(jnp.square((w - rounded) / pivots[:total, None]).reshape(-1), count)[0][-1]
 
-    def group(number: Array, state: tuple[Array, Scales]) -> tuple[Array, Scales]:
+    def group(number: Array, state: tuple[Array, Scales], threshold: Array) -> tuple[Array, Scales]:
         work, scales = state
         start = number * size
         spread = lax.dynamic_slice_in_dim(upper, start, size)
@@ -97,10 +114,32 @@ def _spqr(
         own, errors = lax.fori_loop(jnp.int32(0), jnp.int32(size), row, (own, jnp.zeros_like(own)))
         return lax.dynamic_update_slice_in_dim(work - matmul(spread.T, errors), own, start, 0), scales
 
-    work = jnp.pad(w, ((0, fill), (0, 0)))
-    work, scales = lax.fori_loop(jnp.int32(0), jnp.int32(groups), group, (work, scales))
-    q = encode(scales.grid, work[:total])
-    op = Sum((q, _outliers(work[:total], q, pivots[:total], threshold, count)))
+    def through(threshold: Array) -> tuple[QArray, Array]:
+        """The codes, and what each weight, repaired by then, lacks in them."""
+        start = jnp.pad(w, ((0, fill), (0, 0))), scales
+        work, fitted = lax.fori_loop(jnp.int32(0), jnp.int32(groups), partial(group, threshold=threshold), start)
+        q = encode(fitted.grid, work[:total])
+        return q, work[:total] - dequantize(q)
+
+    def cost(lost: Array) -> Array:
+        return jnp.square(lost / pivots[:total, None]).reshape(-1)
+
+    def bisected(state: _Search) -> _Search:
+        # What exceeds the threshold and is not stored would be an error that nothing was repaired for.
+        q, lost = through(state.threshold)
+        number = jnp.sum(cost(lost) > state.threshold)
+        fits = number <= count
+        low = jnp.where(fits, state.low, state.threshold)
+        high = jnp.where(fits, state.threshold, state.high)
+        following = jnp.where(jnp.isinf(high), 2 * low, jnp.where(low == 0, high / 2, jnp.sqrt(low * high)))
+        best = jax.tree.map(lambda new, old: jnp.where(fits, new, old), (q, lost), (state.q, state.lost))
+        return _Search(state.tries + 1, low, high, following, fits & (number >= round(FILLED * count)), *best)
+
+    # Should none fit, it is rounding to nearest without outliers.
+    nearest = encode(scales.grid, w), jnp.zeros_like(w)
+    none = _Search(jnp.int32(0), jnp.float32(0), jnp.float32(jnp.inf), threshold, jnp.bool_(False), *nearest)
+    found = lax.while_loop(lambda s: ~s.filled & (s.tries < TRIES), bisected, none)
+    op = Sum((found.q, _outliers(found.lost, cost(found.lost), found.high, count)))
     return Pre(Permute(sequence.astype(narrowest(total))), op) if ordered else op
 
 
@@ -124,11 +163,9 @@ def _plain(fmt: Format) -> Format:
     return dataclasses.replace(fmt, scale="float32") if isinstance(fmt.scale, Format) else fmt
 
 
-def _outliers(repaired: Array, q: QArray, pivots: Array, threshold: Array, count: int) -> Sparse:
-    """What the `count` largest outliers lack in `q`."""
-    lost = repaired - dequantize(q)
-    cost = jnp.square(lost / pivots[:, None])
-    found, flat = lax.top_k(jnp.where(cost > threshold, cost, 0).reshape(-1), count)
+def _outliers(lost: Array, cost: Array, threshold: Array, count: int) -> Sparse:
+    """What the outliers lack; no more than `count`, those of largest cost."""
+    found, flat = lax.top_k(jnp.where(cost > threshold, cost, 0), count)
     values = jnp.where(found > 0, jnp.take(lost.reshape(-1), flat), 0)
     rows, columns = lost.shape
     limit = float(jnp.finfo(jnp.float16).max)

@@ -12,6 +12,7 @@ from qjax.codebooks.binary_codes import binary_codes
 from qjax.dispatch import dense
 from qjax.quantization import dequantize, quantize
 from qjax.solvers import gptq, objective
+from tests import draw
 from tests.reference import error_feedback_numpy as reference
 from tests.reference import gptq_numpy
 from tests.solvers import problem
@@ -137,6 +138,20 @@ def test_spqr_finds_outliers_and_frees_their_groups() -> None:
     # No group is stretched by what stands apart: as if the planted weights had not been there.
     assert float(jnp.max(jnp.abs(q.scales[0]))) < 0.3 * 12 / 3.5
     assert objective(h, w - dense(op)) < 0.3 * objective(h, w - dequantize(gptq.solve(w, h, FORMAT)[0]))
+
+
+def test_spqr_stores_every_weight_it_does_not_repair() -> None:
+    """More outliers are never worse, and the share allowed is used: none is left out of both parts."""
+    x = draw.normal(5, 256, 128) * jnp.exp(draw.normal(6, 1, 128))
+    w, h = draw.normal(7, 128, 96), x.T @ x
+    errors = []
+    for share in (0.001, 0.01, 0.05):
+        op = solvers.spqr(w, h, "int3_g16_affine", outliers=share, damp=0.01)
+        values = op.op.ops[1].values
+        assert int(jnp.sum(values != 0)) >= 0.75 * values.size
+        errors.append(float(objective(h, w - dense(op))))
+    none = float(objective(h, w - dequantize(gptq.solve(w, h, "int3_g16_affine", order="activation")[0])))
+    assert errors[2] < 0.8 * errors[1] and errors[1] < 0.95 * errors[0] and errors[0] < 1.05 * none, (errors, none)
 
 
 def test_gptqt_takes_the_best_binary_coding_of_its_integers() -> None:
