@@ -9,14 +9,12 @@ text; `configs/weight_only/combined_two_bits.py` takes it apart.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Literal
 
 import optax
 
 from qjax import ranges, transforms
-from qjax.transforms.contract import Chain, Transform
+from qjax.transforms.contract import Chain
 
 Method = Literal["rtn", "gptq", "gptaq"]
 
@@ -34,17 +32,9 @@ def few_bits(
     Raises:
         ValueError: a method that is none of "rtn", "gptq", "gptaq".
     """
-    methods: dict[str, Callable[..., Transform]] = {
-        "rtn": transforms.rtn,
-        "gptq": functools.partial(transforms.gptq, order="activation"),
-        "gptaq": functools.partial(transforms.gptaq, order="activation"),
-    }
-    if method not in methods:
-        raise ValueError(f"few_bits: method {method!r} is none of {', '.join(methods)}")
-    rounded = methods[method](format, range=ranges.mse() if searched else None)
     falling = optax.adam(optax.cosine_decay_schedule(rate, max(steps, 1)))
     return transforms.chain(
         transforms.rotate(scores=False, heads=False) if rotated else (),
-        rounded,
+        transforms.round_by(method, format, order="activation", range=ranges.mse() if searched else None),
         transforms.distill_scales(optimizer=falling, steps=steps) if steps else (),
     )

@@ -37,15 +37,11 @@ def w4a4(
     Raises:
         ValueError: a method that is none of "rtn", "gptq", "gptaq".
     """
-    if method == "gptaq":
-        rounded = transforms.gptaq(format, range=ranges.mse())
-    else:
-        rounded = transforms.round_by(method, format, range=ranges.mse())
     kept = None if clip == 1.0 else ranges.shrunk(clip)
     return transforms.chain(
         transforms.rotate(heads=False) if rotated else (),
         transforms.outlier_prefix(start, ratio) if prefixed else (),
-        rounded,
+        transforms.round_by(method, format, range=ranges.mse()),
         () if activations is None else transforms.act_quantize(activations, range=kept),
         () if cache is None else transforms.cache_quantize(cache, cache),
     )

@@ -5,6 +5,7 @@ The mathematics is in `qjax.solvers`; `qjax.transforms.matrices` brings it to th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -30,14 +31,20 @@ def rtn(fmt: Format | str, *, range: Any = None) -> Transform:
     return quantize_with(solvers.rtn, fmt, range=range)
 
 
-def round_by(method: Literal["gptq", "rtn"], fmt: Format | str, *, range: Any = None) -> Transform:
-    """`gptq` or `rtn` by name: the weights of recipes whose papers have both.
+def round_by(
+    method: Literal["gptaq", "gptq", "rtn"],
+    fmt: Format | str,
+    *,
+    order: Literal["none", "activation"] = "none",
+    range: Any = None,
+) -> Transform:
+    """`gptaq`, `gptq` or `rtn` by name: the weights of recipes whose papers have several. `order` is not RTN's.
 
     Raises ValueError for any other name.
     """
-    methods = {"gptq": gptq, "rtn": rtn}
+    methods = {"gptaq": functools.partial(gptaq, order=order), "gptq": functools.partial(gptq, order=order), "rtn": rtn}
     if method not in methods:
-        raise ValueError(f"method {method!r} is neither 'gptq' nor 'rtn'")
+        raise ValueError(f"method {method!r} is none of {', '.join(methods)}")
     return methods[method](fmt, range=range)
 
 

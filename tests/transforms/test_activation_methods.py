@@ -289,7 +289,7 @@ BAD = {
     "0 bits of exponent": lambda: transforms.shift_exponents(0),
     "one scale for the tensor": lambda: transforms.token_clip("int8"),
     "which matrices read a norm": lambda: run(transforms.migrate_gains(), *outlying()),
-    "neither 'gptq' nor 'rtn'": lambda: recipes.repquant(method="magic"),
+    "method 'magic' is none of gptaq, gptq, rtn": lambda: recipes.repquant(method="magic"),
 }
 
 

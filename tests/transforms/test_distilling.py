@@ -87,7 +87,7 @@ def test_the_combined_recipe_runs_on_a_decoder(method):
             "none of 1 targets has scales",
             lambda: qjax.run(learn(), linear, {"w": jnp.ones((6, 5))}, [jnp.ones((2, 6))]),
         ),
-        ("method 'awq' is none of rtn, gptq, gptaq", lambda: recipes.few_bits(method=cast(Any, "awq"))),
+        ("method 'awq' is none of gptaq, gptq, rtn", lambda: recipes.few_bits(method=cast(Any, "awq"))),
     ],
 )
 def test_refusals(message, call):
