@@ -12,10 +12,12 @@ their own configs.
 
 Expected: at four bits all within a fifth of float, low-rank terms and GPTQ's family first; at three GPTQ's family and
 AWQ clear of RTN and HQQ; at two bits only methods that see the data stay usable, those that move scales and codes
-together (decoupleQ, alternation, learned rounding) in front.
+together (decoupleQ, alternation, learned rounding) in front. Two rows hang on the matrix that makes the massive
+activations, layers/11/ffn/down: HQQ's free offsets have no exact zero for the row that meets them, and QuIP's Kronecker
+factors spread that row so unevenly that the range cuts it off, where a Hadamard matrix does not.
 
-Cost: not measured yet; an estimate from single rows, on 2 cores: two to three hours and 6 GB for a part of one width,
-and as much for the methods at that width which train. Hence 4096 tokens of calibration, the same for all. A part is
+Cost: not measured yet; an estimate from single rows, on 2 cores: three and a half hours and 6 GB for a part of one
+width, and two for the methods at that width which train. Hence 4096 tokens of calibration, the same for all. A part is
 named behind a colon and is recorded by itself, as `shootout.3`; without one all of it runs. Rows are kept as they
 finish: the command may be stopped and goes on where it was.
 
@@ -89,7 +91,7 @@ def _own_grids(widths: tuple[int, ...]) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {
         "nupes": {"format": tuple(f"int{b}_g64" for b in widths)},
         "spqr": {"format": tuple(f"int{b}_g16_affine" for b in widths)},
-        "quip": {"format": tuple(f"int{b}_tensor" for b in widths)},
+        "quip": {"format": tuple(f"int{b}_tensor" for b in widths), "incoherence": ("kronecker", "hadamard")},
         "framequant": {"format": tuple(f"int{b}" for b in widths)},
         "gptqt": {"format": tuple(f"int{b}" for b in widths), "first": 5},
         "squeezellm": {"format": tuple(f"int{b}" for b in widths)},
