@@ -28,7 +28,7 @@ SINGLE = ("gptq", "gptaq", "decoupleq")
 def get_config(study: str = "combined_two_bits", format: str = "int2_g64_affine") -> ml_collections.ConfigDict:
     config = defaults(study)
     config.replicates = 3
-    config.within = "together"  # GPTAQ too, whose own order is sequential
+    config.within = "together"  # as recorded; by default GPTAQ would be measured sequentially
     config.recipe = {"methods": SINGLE, "format": (format,)}
     config.extra = {"few_bits": {"format": (format,), "rotated": (True, False), "steps": (64, 0)}}
     config.calibration = {"windows": 16, "length": 512, "batch": 2}

@@ -23,7 +23,7 @@ from experiments.settings import defaults
 def get_config() -> ml_collections.ConfigDict:
     config = defaults("mean_corrections")
     config.replicates = 3
-    config.within = "sequential"  # mean shifts need it; every row alike
+    config.within = "sequential"  # means of both streams need it; every row alike
     config.recipe = {"methods": ("rtn", "bias_correction"), "format": ("int3_g64_affine",), "paired": (False, True)}
     config.extra = {"gptq": {"format": "int3_g64_affine"}, "norm_tweaking": {"format": "int3_g64_affine"}}
     config.calibration = {"windows": 8, "length": 512, "batch": 4}
